@@ -1,0 +1,234 @@
+//! The cluster as plain data: what the sources tell and the plan reads. Knows neither tokio nor Kubernetes nor aya.
+//!
+//! A source sends [`Event`]s; [`Cluster::apply`] keeps the index and says which Services must be planned anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// From its two parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Transport protocol of a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// TCP, 6.
+    Tcp,
+    /// UDP, 17.
+    Udp,
+    /// SCTP, 132.
+    Sctp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+    /// Lower case, as in SRV names and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+    /// From Kubernetes' spelling; `None` is TCP, Kubernetes' default.
+    pub fn parse(s: Option<&str>) -> Option<Self> {
+        match s {
+            None | Some("TCP") => Some(Self::Tcp),
+            Some("UDP") => Some(Self::Udp),
+            Some("SCTP") => Some(Self::Sctp),
+            Some(_) => None,
+        }
+    }
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; empty when the Service has one unnamed port.
+    pub name: String,
+    /// Port on the VIP.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// What kind of Service it is, for names and VIPs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceKind {
+    /// With these cluster IPs (possibly none yet).
+    ClusterIp(Vec<IpAddr>),
+    /// `clusterIP: None`.
+    Headless,
+    /// A CNAME to a name outside.
+    ExternalName(String),
+}
+
+/// A Service, reduced to what is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Kind and VIPs.
+    pub kind: ServiceKind,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+    /// `spec.publishNotReadyAddresses`.
+    pub publish_not_ready: bool,
+    /// ClientIP affinity timeout in seconds, when asked for.
+    pub affinity: Option<u32>,
+    /// `spec.internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip`.
+    pub load_balancer_ips: Vec<IpAddr>,
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name; matches [`ServicePort::name`].
+    pub name: String,
+    /// Port; `None` means all ports (not served).
+    pub port: Option<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// An endpoint of a slice: one entry with all its addresses' conditions (Kubernetes uses the first address).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Addresses; the first is used.
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`; nil counts as true.
+    pub ready: bool,
+    /// `conditions.serving`; nil counts as `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`; nil counts as false.
+    pub terminating: bool,
+    /// `hostname`.
+    pub hostname: Option<String>,
+    /// `nodeName`.
+    pub node: Option<String>,
+    /// `zone`.
+    pub zone: Option<String>,
+    /// `hints.forZones[].name`.
+    pub hint_zones: Vec<String>,
+}
+
+/// An EndpointSlice (or an Endpoints object turned into one).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Namespace and name of the slice.
+    pub name: ObjectName,
+    /// Name of its Service (label `kubernetes.io/service-name`), same namespace.
+    pub service: String,
+    /// True when made from a `v1` Endpoints object: used only while the Service has no real slice.
+    pub legacy: bool,
+    /// Ports.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// A node, for zones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// Internal addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What a source tells. A source that lists anew sends [`Event::Snapshot`]: what it does not contain is gone.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Everything of every kind that the source has, replacing all before.
+    Snapshot(Box<Objects>),
+    /// Created or changed.
+    Service(Service),
+    /// Deleted.
+    ServiceGone(ObjectName),
+    /// Created or changed.
+    Slice(Slice),
+    /// Deleted.
+    SliceGone(ObjectName),
+    /// Created or changed.
+    Namespace(String),
+    /// Deleted.
+    NamespaceGone(String),
+    /// Created or changed.
+    Node(Node),
+    /// Deleted.
+    NodeGone(String),
+    /// The service CIDRs, whole.
+    ServiceCidrs(Vec<IpNet>),
+}
+
+/// A whole cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Services.
+    pub services: BTreeMap<ObjectName, Service>,
+    /// Slices.
+    pub slices: BTreeMap<ObjectName, Slice>,
+    /// Namespaces that are known as objects (a Service's namespace exists without one).
+    pub namespaces: BTreeSet<String>,
+    /// Nodes.
+    pub nodes: BTreeMap<String, Node>,
+    /// Service CIDRs from the API, when the source has them.
+    pub service_cidrs: Option<Vec<IpNet>>,
+}
+
+/// What a batch of events touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Services to plan anew (they may be gone).
+    pub services: BTreeSet<ObjectName>,
+    /// Namespaces that came, went or changed.
+    pub namespaces: BTreeSet<String>,
+    /// Service CIDRs changed.
+    pub cidrs: bool,
+}
+
+/// The index: objects, and the slices of each Service.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// The objects.
+    pub objects: Objects,
+    /// Slices by Service. Maintained by [`Cluster::apply`].
+    pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+}
