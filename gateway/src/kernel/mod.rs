@@ -107,7 +107,7 @@ pub struct Attachment {
 }
 
 /// A flow as people see it, for `gateway flows`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FlowInfo {
     /// `tcp`, `udp`.
