@@ -140,3 +140,6 @@ pub struct FlowInfo {
 
 /// Counters by [`gateway_common::Reason::name`].
 pub type Counters = BTreeMap<&'static str, u64>;
+
+/// The BPF object, built by `build.rs` and carried inside the binary.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
