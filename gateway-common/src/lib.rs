@@ -7,6 +7,8 @@
 
 pub mod dns;
 pub mod limits;
+#[cfg(any(test, feature = "std"))]
+pub mod maglev;
 pub mod maps;
 pub mod net;
 pub mod reason;
