@@ -21,6 +21,10 @@ fn main() -> Result<()> {
     let manifest = env::var("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?;
     let root = Path::new(&manifest).parent().context("the crate has no parent directory")?.join("gateway-ebpf");
     let root_dir = root.to_str().context("the path is not UTF-8")?;
+    // aya-build watches the eBPF crate only; the code it shares with the host is half of it.
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed={manifest}/../gateway-common/src");
+    println!("cargo:rerun-if-changed={manifest}/../Cargo.lock");
     let package = Package { name: "gateway-ebpf", root_dir, ..Default::default() };
     let named = env::var("GATEWAY_BPF_TOOLCHAIN").ok();
     let toolchain = match &named {
