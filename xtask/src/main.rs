@@ -1,1 +1,162 @@
-fn main() {}
+//! What a person types: `cargo xtask run | test | build | bench | dist`.
+//!
+//! Needs nothing but a stable Rust toolchain to build itself; [`toolchain`] makes sure of the rest.
+
+mod say;
+mod suite;
+mod toolchain;
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, runs and tests the gateway")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Builds, makes the lab and shows the gateway at work; with ARGS behind `--`, runs `gateway ARGS` on this host instead
+    Run {
+        /// End after the demonstration
+        #[arg(long)]
+        once: bool,
+        /// With a real API server behind it
+        #[arg(long)]
+        cluster: bool,
+        /// `gateway` arguments
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Everything that CI runs: format, clippy, host tests, kernel tests, end-to-end tests
+    Test {
+        /// Only the tests whose name contains this (end-to-end and kernel tests)
+        filter: Option<String>,
+    },
+    /// The whole product in one file: target/release/gateway
+    Build,
+    /// Measures: quick
+    Bench {
+        /// Which one
+        name: String,
+    },
+    /// The release archive: binary, licences, README
+    Dist,
+}
+
+/// The workspace's root.
+pub fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or(here.clone(), PathBuf::from)
+}
+
+/// A cargo command in the workspace's root.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut cmd = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cmd.args(args).current_dir(root());
+    cmd
+}
+
+/// Runs a command to its end; its failure is an error that names it.
+pub fn must(cmd: &mut Command) -> Result<()> {
+    let status = cmd.status().with_context(|| format!("could not start {}", say::command(cmd)))?;
+    if !status.success() {
+        bail!("{} ended with {status}", say::command(cmd));
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match work(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("xtask: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Run { args, .. } if !args.is_empty() => {
+            toolchain::ensure_build()?;
+            build_debug(&["-p", "gateway"])?;
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            exit_like(Command::new(root().join("target/debug/gateway")).args(args))
+        }
+        Verb::Run { cluster: true, .. } => {
+            bail!(
+                "run --cluster is not built yet: the lab with a real API server comes with a later version; use `cargo xtask run`"
+            )
+        }
+        Verb::Run { once, .. } => {
+            toolchain::ensure_build()?;
+            toolchain::ensure_lab_tools()?;
+            build_debug(&["-p", "gateway", "-p", "gateway-lab"])?;
+            let mut demo = Command::new(root().join("target/debug/gateway-lab"));
+            demo.arg("demo").arg("--gateway").arg(root().join("target/debug/gateway"));
+            if once {
+                demo.arg("--once");
+            }
+            exit_like(&mut demo)
+        }
+        Verb::Test { filter } => {
+            toolchain::ensure_build()?;
+            toolchain::ensure_lab_tools()?;
+            suite::run(filter.as_deref())
+        }
+        Verb::Build => {
+            toolchain::ensure_build()?;
+            must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;
+            say::done("target/release/gateway");
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Bench { name } if name == "quick" => {
+            toolchain::ensure_build()?;
+            exit_like(&mut cargo(&["run", "--quiet", "-p", "gateway-bench", "--", "quick"]))
+        }
+        Verb::Bench { name } => bail!("no benchmark is called {name:?}; there is: quick"),
+        Verb::Dist => {
+            toolchain::ensure_build()?;
+            must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;
+            dist()?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn build_debug(packages: &[&str]) -> Result<()> {
+    say::step("building");
+    must(cargo(&["build", "--quiet"]).args(packages))
+}
+
+/// Runs in the foreground; Ctrl-C goes to the whole process group and the child decides what to do with it.
+fn exit_like(cmd: &mut Command) -> Result<ExitCode> {
+    // The child cleans up on Ctrl-C; this process must outlive it to hand on its exit code.
+    let status = say::with_interrupts_ignored(|| cmd.status())
+        .with_context(|| format!("could not start {}", say::command(cmd)))?;
+    Ok(status.code().and_then(|c| u8::try_from(c).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn dist() -> Result<()> {
+    let name = format!("gateway-{}-{}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let out = root().join("target/dist");
+    let dir = out.join(&name);
+    std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
+    for file in ["target/release/gateway", "README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+        let from = root().join(file);
+        let to = dir.join(from.file_name().context("a file without a name")?);
+        std::fs::copy(&from, &to).with_context(|| format!("could not copy {} to {}", from.display(), to.display()))?;
+    }
+    let archive = out.join(format!("{name}.tar.gz"));
+    must(Command::new("tar").arg("-C").arg(&out).arg("-czf").arg(&archive).arg(&name))?;
+    say::done(&archive.display().to_string());
+    Ok(())
+}
