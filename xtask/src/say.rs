@@ -30,25 +30,18 @@ pub fn took(since: Instant) -> String {
 
 /// Runs `f` while this process does not die of Ctrl-C or SIGTERM: its child does, cleans up, and tells how it went.
 pub fn with_interrupts_ignored<T>(f: impl FnOnce() -> T) -> T {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    static ASKED: AtomicBool = AtomicBool::new(false);
-    extern "C" fn noted(_: i32) {
-        ASKED.store(true, Ordering::Relaxed);
-    }
-    const SIGINT: i32 = 2;
-    const SIGTERM: i32 = 15;
-    unsafe extern "C" {
-        fn signal(number: i32, handler: usize) -> usize;
-    }
-    let handler = noted as extern "C" fn(i32) as usize;
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    extern "C" fn noted(_: i32) {}
     // A handler, not SIG_IGN: an ignored signal would stay ignored in the child after exec.
-    // SAFETY: `noted` only stores to an atomic, which is async-signal-safe, and lives as long as the program.
-    let old = unsafe { (signal(SIGINT, handler), signal(SIGTERM, handler)) };
+    let all = [Signal::SIGINT, Signal::SIGTERM];
+    // SAFETY: the handler does nothing, which is async-signal-safe.
+    let old = all.map(|s| unsafe { signal(s, SigHandler::Handler(noted)) });
     let result = f();
-    // SAFETY: puts back what was there.
-    unsafe {
-        signal(SIGINT, old.0);
-        signal(SIGTERM, old.1);
+    for (s, old) in all.into_iter().zip(old) {
+        if let Ok(old) = old {
+            // SAFETY: puts back what was there; failing leaves the handler that does nothing.
+            let _ = unsafe { signal(s, old) };
+        }
     }
     result
 }

@@ -181,7 +181,7 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     }
     say::step(&format!("apt-get install {}", packages.join(" ")));
     let no_services = NoServices::new()?;
-    let mut install = || {
+    let install = || {
         Command::new("apt-get")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(packages)
