@@ -1,6 +1,21 @@
 //! Names: the cluster zone, the forwarder for everything else, the cache, and the publisher that teaches the kernel.
+//!
+//! One query's way through here: [`server`] takes it from a socket, [`forwarder`] asks the [`zone`], then the [`cache`], then the
+//! servers of the zone rule ([`rules`], [`upstream`]). What was learnt goes through [`learn`] into the cache and into the kernel.
+
+use std::{io, net::SocketAddr, sync::Arc};
 
 use gateway_common::maps::{DnsEntry, DnsKey, DnsLarge, Zone};
+use ipnet::IpNet;
+
+pub mod clock;
+pub mod stats;
+pub mod upstream;
+pub mod views;
+
+mod resolver;
+
+pub use resolver::{Resolver, ResolverHandle};
 
 /// The kernel's answers, as the zone and the cache see them. The kernel module implements it over the BPF maps; with
 /// `datapath.mode: off` and in tests it is a table in memory or nothing.
@@ -25,3 +40,187 @@ pub trait AnswerStore: Send + Sync {
     /// As `put`.
     fn set_zone(&self, index: usize, zone: &Zone) -> std::io::Result<()>;
 }
+
+/// No kernel: the forwarder alone (`datapath.mode: off`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoStore;
+
+impl AnswerStore for NoStore {
+    fn put(&self, _: &DnsKey, _: &DnsEntry, _: Option<&DnsLarge>) -> io::Result<()> {
+        Ok(())
+    }
+    fn remove(&self, _: &DnsKey) -> io::Result<()> {
+        Ok(())
+    }
+    fn hits(&self, _: &DnsKey) -> Option<u64> {
+        None
+    }
+    fn set_zone(&self, _: usize, _: &Zone) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `dns.forward[]`: where questions below a zone go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardRule {
+    /// The zone: `.`, `example.org`, with or without the last dot.
+    pub zone: String,
+    /// Servers, asked in this order; none: refused.
+    pub to: Vec<SocketAddr>,
+}
+
+/// `dns.cache`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Answers kept, in user space and in the kernel.
+    pub entries: usize,
+    /// Longest TTL in seconds, whatever the server said.
+    pub max_ttl: u32,
+    /// Longest time in seconds that "no such name" and "no such type" are kept.
+    pub negative_ttl: u32,
+    /// Seconds for which an expired answer may be given while no server answers; 0: never.
+    pub stale: u32,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { entries: 65_536, max_ttl: 3600, negative_ttl: 5, stale: 3600 }
+    }
+}
+
+/// What the resolver is told once, at start.
+#[derive(Clone, Debug)]
+pub struct DnsConfig {
+    /// Addresses to listen on, UDP and TCP. Port 0 takes a free one, the same for both.
+    pub listen: Vec<SocketAddr>,
+    /// `dns.clusterDomain`, with or without the last dot.
+    pub cluster_domain: String,
+    /// TTL of SOA and NS at the zone's apex, in seconds.
+    pub ttl: u32,
+    /// TTL of the zone's negative answers, in seconds (the SOA's minimum).
+    pub zone_negative_ttl: u32,
+    /// Zone rules for names outside the cluster zone; a name without a rule is refused.
+    pub forward: Vec<ForwardRule>,
+    /// The cache of learnt answers.
+    pub cache: CacheConfig,
+    /// The views' prefixes; index = view number.
+    pub views: Vec<Vec<IpNet>>,
+    /// Bounds on what clients can make it hold.
+    pub limits: Limits,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            ttl: 30,
+            zone_negative_ttl: 30,
+            forward: Vec::new(),
+            cache: CacheConfig::default(),
+            views: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Bounds on what clients can make the forwarder hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// UDP queries that wait for an upstream at one time; more are dropped, and clients ask again.
+    pub udp_waiting: usize,
+    /// TCP connections.
+    pub tcp_connections: usize,
+    /// TCP connections of one source address.
+    pub tcp_per_source: usize,
+    /// Queries in work on one TCP connection; more wait in its socket.
+    pub tcp_pipeline: usize,
+    /// A TCP connection without a query for so long is closed.
+    pub tcp_idle: std::time::Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            udp_waiting: 4096,
+            tcp_connections: 1024,
+            tcp_per_source: 64,
+            tcp_pipeline: 64,
+            tcp_idle: std::time::Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why the resolver does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DnsError {
+    /// Somebody else has the port.
+    #[error(
+        "dns.listen: {addr}/{transport} is in use by another program: stop it (`ss -lnp 'sport = :{}'` names it) or \
+         choose another address in dns.listen", addr.port()
+    )]
+    InUse {
+        /// The address.
+        addr: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+    },
+    /// The address is not this machine's, or the port needs a privilege.
+    #[error("dns.listen: cannot listen on {addr}/{transport}: {source}: {}", hint(source))]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A name that is no DNS name.
+    #[error("{key}: {name:?} is not a DNS name: labels of at most 63 bytes, at most 253 bytes in all")]
+    Name {
+        /// Config key.
+        key: String,
+        /// The name.
+        name: String,
+    },
+    /// The cluster domain's SOA is too long for the kernel.
+    #[error("dns.clusterDomain: {0:?} is too long: at most 47 bytes")]
+    DomainTooLong(String),
+    /// A server that is the gateway itself.
+    #[error(
+        "dns.forward[{index}].to: {server} is the address the gateway itself listens on: questions would go in circles"
+    )]
+    Loop {
+        /// Which rule.
+        index: usize,
+        /// The server.
+        server: SocketAddr,
+    },
+    /// Two rules for one zone.
+    #[error("dns.forward[{index}].zone: {zone:?} has a rule already: merge their servers into one rule")]
+    DuplicateZone {
+        /// The second rule.
+        index: usize,
+        /// The zone.
+        zone: String,
+    },
+    /// The kernel did not take the zone.
+    #[error("the kernel's zone table refused {zone:?}: {source}")]
+    Zone {
+        /// The zone.
+        zone: String,
+        /// What the map said.
+        source: io::Error,
+    },
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => "give it an address of this node",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        _ => "choose another address",
+    }
+}
+
+/// A store shared by the zone and the cache.
+pub type SharedStore = Arc<dyn AnswerStore>;
