@@ -1,0 +1,260 @@
+//! From the written form to a [`Config`]: every value and what must hold between keys.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Display,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use gateway_common::limits::{DNS_NAME, MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
+use ipnet::IpNet;
+
+use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
+use crate::kernel::{Mode, Timeouts};
+
+/// Most flows: 200 bytes of kernel memory each, allocated at start.
+const MAX_FLOWS: u32 = 1 << 24;
+/// Most answers in the cache.
+const MAX_CACHE: u32 = 1 << 24;
+/// Longest time in seconds that a key may hold: a week, RFC 8767 section 4's bound on TTLs.
+const MAX_SECONDS: u32 = 7 * 86_400;
+
+/// A key and what is wrong with it.
+pub(super) struct Problem {
+    pub key: String,
+    pub message: String,
+}
+
+type Checked<T> = Result<T, Problem>;
+
+fn problem<T>(key: impl Display, message: impl Display) -> Checked<T> {
+    Err(Problem { key: key.to_string(), message: message.to_string() })
+}
+
+/// Puts the key to a value's error.
+trait At<T> {
+    fn at(self, key: impl Display) -> Checked<T>;
+}
+
+impl<T> At<T> for Result<T, String> {
+    fn at(self, key: impl Display) -> Checked<T> {
+        self.map_err(|message| Problem { key: key.to_string(), message })
+    }
+}
+
+/// Every item of a list, each with its own key; a repeated one is an error.
+fn list<T: PartialEq>(key: &str, items: &[String], parse: impl Fn(&str) -> Result<T, String>) -> Checked<Vec<T>> {
+    let mut all = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        let value = parse(item).at(format!("{key}[{index}]"))?;
+        if all.contains(&value) {
+            return problem(format!("{key}[{index}]"), format!("`{item}` is there twice: remove one"));
+        }
+        all.push(value);
+    }
+    Ok(all)
+}
+
+fn within(key: &str, value: u32, least: u32, most: u32, unit: &str) -> Checked<u32> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        problem(key, format!("{value} is out of range: give {least} to {most} {unit}"))
+    }
+}
+
+/// Checks everything; relative paths begin at `base`.
+pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
+    let uplinks = list("uplinks", &file.uplinks, interface)?;
+    let cluster_interfaces = list("clusterInterfaces", &file.cluster_interfaces, interface)?;
+    let views = views(&file.clients)?;
+    let source = source(&file.source, base)?;
+    let service_cidrs = list("serviceCIDRs", &file.service_cidrs, values::cidr)?;
+    if service_cidrs.is_empty() && matches!(source, Source::Manifests(_)) {
+        return problem(
+            "serviceCIDRs",
+            "is required with source.manifests: give the cluster's service CIDRs, like [10.96.0.0/12]",
+        );
+    }
+    let snat_addresses = list("snat.addresses", &file.snat.addresses, values::unicast)?;
+    for v6 in [false, true] {
+        if snat_addresses.iter().filter(|addr| addr.is_ipv6() == v6).count() > MAX_SNAT_ADDRESSES {
+            return problem("snat.addresses", format!("too many: give at most {MAX_SNAT_ADDRESSES} of one family"));
+        }
+    }
+    let snat_ports = values::port_range(&file.snat.ports).at("snat.ports")?;
+    let http: SocketAddr = file
+        .http
+        .parse()
+        .map_err(|_error| format!("`{}` is not an address and port: write one like 127.0.0.1:9153", file.http))
+        .at("http")?;
+    values::log_filter(&file.log).at("log")?;
+    let datapath = datapath(&file.datapath)?;
+    let dns = dns(&file.dns)?;
+    if datapath.mode == Mode::Off && dns.listen.is_empty() {
+        return problem(
+            "dns.listen",
+            "is required with datapath.mode `off`: without a datapath nothing looks for uplinks; give the addresses to answer on",
+        );
+    }
+    Ok(Config {
+        uplinks,
+        cluster_interfaces,
+        views,
+        source,
+        service_cidrs,
+        return_path: file.return_path,
+        snat_addresses,
+        snat_ports,
+        deny: file.deny,
+        strangers: file.strangers,
+        dns,
+        datapath,
+        http,
+        log: file.log,
+    })
+}
+
+fn interface(name: &str) -> Result<String, String> {
+    values::interface(name).map(|()| name.to_owned())
+}
+
+fn views(clients: &[file::Client]) -> Checked<Vec<View>> {
+    if clients.is_empty() {
+        return problem(
+            "clients",
+            "is required: give at least one view, like [{name: developers, cidrs: [10.90.1.0/24]}]",
+        );
+    }
+    if clients.len() > MAX_VIEWS {
+        return problem("clients", format!("{} views are too many: give at most {MAX_VIEWS}", clients.len()));
+    }
+    let mut names = HashSet::new();
+    let mut owners: HashMap<IpNet, &str> = HashMap::new();
+    let mut views = Vec::with_capacity(clients.len());
+    for (index, client) in clients.iter().enumerate() {
+        let key = format!("clients[{index}]");
+        if client.name.trim().is_empty() {
+            return problem(format!("{key}.name"), "is empty: name the view");
+        }
+        if !names.insert(client.name.as_str()) {
+            return problem(
+                format!("{key}.name"),
+                format!("two views are named `{}`: give each its own name", client.name),
+            );
+        }
+        if client.cidrs.is_empty() {
+            return problem(
+                format!("{key}.cidrs"),
+                format!("view `{}` has no client subnet: give at least one, like [10.90.1.0/24]", client.name),
+            );
+        }
+        let mut cidrs = Vec::with_capacity(client.cidrs.len());
+        for (place, text) in client.cidrs.iter().enumerate() {
+            let key = format!("{key}.cidrs[{place}]");
+            let net = values::cidr(text).at(&key)?;
+            if let Some(owner) = owners.insert(net, &client.name) {
+                let message = if owner == client.name {
+                    format!("`{net}` is in view `{owner}` twice: remove one")
+                } else {
+                    format!("`{net}` is in view `{owner}` and in view `{}`: leave it in one of them", client.name)
+                };
+                return problem(key, message);
+            }
+            cidrs.push(net);
+        }
+        let mut namespaces = Some(client.namespaces.clone());
+        for (place, name) in client.namespaces.iter().enumerate() {
+            if name == "*" {
+                namespaces = None;
+            } else {
+                values::namespace(name).at(format!("{key}.namespaces[{place}]"))?;
+            }
+        }
+        views.push(View { name: client.name.clone(), cidrs, namespaces });
+    }
+    Ok(views)
+}
+
+fn source(source: &file::Source, base: &Path) -> Checked<Source> {
+    match (&source.manifests, &source.kubernetes) {
+        (Some(directory), None) if directory.is_empty() => {
+            problem("source.manifests", "is empty: give a directory of manifests")
+        }
+        (Some(directory), None) => Ok(Source::Manifests(base.join(directory))),
+        (None, Some(kubernetes)) => Ok(Source::Kubernetes {
+            kubeconfig: kubernetes.kubeconfig.as_ref().map(|path| base.join(path)),
+            context: kubernetes.context.clone(),
+        }),
+        (Some(_), Some(_)) => problem("source", "has manifests and kubernetes: keep one of them"),
+        (None, None) => {
+            problem("source", "is missing: give `manifests: DIRECTORY`, or `kubernetes: {}` for the cluster's API")
+        }
+    }
+}
+
+fn dns(dns: &file::Dns) -> Checked<Dns> {
+    let listen = list("dns.listen", &dns.listen, values::dns_address)?;
+    if listen.len() > MAX_DNS_ADDRESSES {
+        return problem("dns.listen", format!("too many addresses: give at most {MAX_DNS_ADDRESSES}"));
+    }
+    let cluster_domain = values::domain(&dns.cluster_domain, DNS_NAME).at("dns.clusterDomain")?;
+    if cluster_domain.is_empty() {
+        return problem("dns.clusterDomain", "is the root: give the cluster's domain, like cluster.local");
+    }
+    let mut zones = HashSet::new();
+    let mut forward = Vec::with_capacity(dns.forward.len());
+    for (index, rule) in dns.forward.iter().enumerate() {
+        let key = format!("dns.forward[{index}]");
+        let zone = values::domain(&rule.zone, 255).at(format!("{key}.zone"))?;
+        if !zones.insert(zone.clone()) {
+            return problem(
+                format!("{key}.zone"),
+                format!("two rules are for `{}`: put their servers into one", rule.zone),
+            );
+        }
+        forward.push(Forward { zone, to: list(&format!("{key}.to"), &rule.to, values::upstream)? });
+    }
+    let cache = dns.cache;
+    within("dns.cache.entries", cache.entries, 1, MAX_CACHE, "answers")?;
+    within("dns.cache.maxTtl", cache.max_ttl, 1, MAX_SECONDS, "seconds")?;
+    within("dns.cache.negativeTtl", cache.negative_ttl, 0, MAX_SECONDS, "seconds")?;
+    within("dns.cache.stale", cache.stale, 0, MAX_SECONDS, "seconds")?;
+    Ok(Dns {
+        listen,
+        cluster_domain,
+        upstreams: list("dns.upstreams", &dns.upstreams, values::upstream)?,
+        forward,
+        cache,
+    })
+}
+
+fn datapath(datapath: &file::Datapath) -> Checked<Datapath> {
+    within("datapath.flows", datapath.flows, 1, MAX_FLOWS, "flows")?;
+    let Timeouts { tcp_syn, tcp_established, tcp_fin, tcp_rst, udp, icmp } = datapath.timeouts;
+    for (name, seconds) in [
+        ("tcpSyn", tcp_syn),
+        ("tcpEstablished", tcp_established),
+        ("tcpFin", tcp_fin),
+        ("tcpRst", tcp_rst),
+        ("udp", udp),
+        ("icmp", icmp),
+    ] {
+        within(&format!("datapath.timeouts.{name}"), seconds, 1, MAX_SECONDS, "seconds")?;
+    }
+    let pin = match datapath.pin.as_deref() {
+        Some("") => return problem("datapath.pin", "is empty: give a bpffs directory, like /sys/fs/bpf/gateway"),
+        Some(path) => Some(pin(path)?),
+        None => None,
+    };
+    Ok(Datapath { mode: datapath.mode, flows: datapath.flows, pin, timeouts: datapath.timeouts })
+}
+
+fn pin(path: &str) -> Checked<PathBuf> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    problem("datapath.pin", format!("`{}` is relative: give the whole path, like /sys/fs/bpf/gateway", path.display()))
+}

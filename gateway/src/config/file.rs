@@ -1,0 +1,194 @@
+//! The config file as it is written: every key, its default, and nothing decided yet. Values stay strings where their
+//! meaning needs checking, so that an error can name the key.
+
+use serde::{Deserialize, Deserializer};
+
+use crate::kernel::{Mode, Timeouts};
+
+/// The whole file.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default)]
+    pub uplinks: Vec<String>,
+    #[serde(default)]
+    pub cluster_interfaces: Vec<String>,
+    #[serde(default)]
+    pub clients: Vec<Client>,
+    #[serde(default)]
+    pub source: Source,
+    #[serde(default, rename = "serviceCIDRs")]
+    pub service_cidrs: Vec<String>,
+    #[serde(default)]
+    pub return_path: ReturnPath,
+    #[serde(default)]
+    pub snat: Snat,
+    #[serde(default)]
+    pub deny: Deny,
+    #[serde(default)]
+    pub strangers: Strangers,
+    #[serde(default)]
+    pub dns: Dns,
+    #[serde(default)]
+    pub datapath: Datapath,
+    #[serde(default = "http")]
+    pub http: String,
+    #[serde(default = "log")]
+    pub log: String,
+}
+
+fn http() -> String {
+    "127.0.0.1:9153".to_owned()
+}
+
+fn log() -> String {
+    "info".to_owned()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Client {
+    pub name: String,
+    #[serde(default)]
+    pub cidrs: Vec<String>,
+    #[serde(default = "every_namespace")]
+    pub namespaces: Vec<String>,
+}
+
+fn every_namespace() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Source {
+    #[serde(default)]
+    pub manifests: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// `kubernetes:` with nothing behind it asks for the in-cluster client, so a null is not an absent key.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Kubernetes>, D::Error> {
+    Ok(Some(Option::deserialize(deserializer)?.unwrap_or_default()))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Kubernetes {
+    #[serde(default)]
+    pub kubeconfig: Option<String>,
+    #[serde(default)]
+    pub context: Option<String>,
+}
+
+/// `returnPath`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReturnPath {
+    /// The endpoint sees an address of the gateway.
+    #[default]
+    Snat,
+    /// The endpoint sees the client's address.
+    Routed,
+}
+
+/// `deny`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deny {
+    /// "Administratively prohibited".
+    #[default]
+    Reject,
+    /// Silence.
+    Drop,
+}
+
+/// `strangers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strangers {
+    /// Dropped and counted.
+    #[default]
+    Drop,
+    /// Left to the node.
+    Pass,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Snat {
+    pub addresses: Vec<String>,
+    pub ports: String,
+}
+
+impl Default for Snat {
+    fn default() -> Self {
+        Self { addresses: Vec::new(), ports: "10000-29999".to_owned() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Dns {
+    pub listen: Vec<String>,
+    pub cluster_domain: String,
+    pub upstreams: Vec<String>,
+    pub forward: Vec<Forward>,
+    pub cache: Cache,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            upstreams: Vec::new(),
+            forward: vec![Forward { zone: ".".to_owned(), to: Vec::new() }],
+            cache: Cache::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Forward {
+    pub zone: String,
+    #[serde(default)]
+    pub to: Vec<String>,
+}
+
+/// `dns.cache`; times in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Cache {
+    /// Most answers kept.
+    pub entries: u32,
+    /// Longest time an answer is kept.
+    pub max_ttl: u32,
+    /// Longest time a negative answer is kept.
+    pub negative_ttl: u32,
+    /// How long an expired answer may still be served when upstreams fail.
+    pub stale: u32,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Datapath {
+    pub mode: Mode,
+    pub flows: u32,
+    pub pin: Option<String>,
+    pub timeouts: Timeouts,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self { mode: Mode::default(), flows: 262_144, pin: None, timeouts: Timeouts::default() }
+    }
+}

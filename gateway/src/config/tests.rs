@@ -1,0 +1,218 @@
+use std::{net::SocketAddr, path::Path};
+
+use super::{Cache, Config, ConfigError, Deny, Forward, ReturnPath, Source, Strangers};
+use crate::kernel::{Mode, Sizes, Timeouts};
+
+const LEAST: &str = "
+clients: [{name: developers, cidrs: [10.90.1.0/24]}]
+source: {manifests: ./cluster}
+serviceCIDRs: [10.1.0.0/16]
+";
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/gateway/gateway.yaml"))
+}
+
+fn error(text: &str) -> String {
+    let Err(error) = parse(text) else {
+        panic!("accepted:\n{text}");
+    };
+    let line = error.to_string();
+    assert!(!line.contains('\n'), "more than one line: {line}");
+    assert!(line.starts_with("/etc/gateway/gateway.yaml: "), "does not name the file: {line}");
+    line
+}
+
+#[test]
+fn every_key_left_out_has_the_documented_default() {
+    let config = parse(LEAST).expect("the least config is valid");
+    assert!(config.uplinks.is_empty() && config.cluster_interfaces.is_empty());
+    assert_eq!(config.views[0].namespaces, None);
+    assert_eq!(config.source, Source::Manifests("/etc/gateway/./cluster".into()));
+    assert_eq!(config.return_path, ReturnPath::Snat);
+    assert!(config.snat_addresses.is_empty());
+    assert_eq!(config.snat_ports, 10_000..=29_999);
+    assert_eq!(config.deny, Deny::Reject);
+    assert_eq!(config.strangers, Strangers::Drop);
+    assert!(config.dns.listen.is_empty() && config.dns.upstreams.is_empty());
+    assert_eq!(config.dns.cluster_domain, "cluster.local");
+    assert_eq!(config.dns.forward, [Forward { zone: String::new(), to: Vec::new() }]);
+    assert_eq!(config.dns.cache, Cache { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600 });
+    assert_eq!(config.datapath.mode, Mode::Auto);
+    assert_eq!(config.datapath.flows, 262_144);
+    assert_eq!(config.datapath.pin, None);
+    assert_eq!(config.datapath.timeouts, Timeouts::default());
+    assert_eq!(config.http, SocketAddr::from(([127, 0, 0, 1], 9153)));
+    assert_eq!(config.log, "info");
+}
+
+#[test]
+fn a_partly_given_section_keeps_the_other_defaults() {
+    let config = parse(&format!("{LEAST}dns: {{cache: {{maxTtl: 60}}}}\ndatapath: {{timeouts: {{udp: 5}}}}\n"))
+        .expect("a valid config");
+    assert_eq!(config.dns.cache, Cache { max_ttl: 60, ..Cache::default() });
+    assert_eq!(config.datapath.timeouts, Timeouts { udp: 5, ..Timeouts::default() });
+}
+
+#[test]
+fn the_whole_schema_is_read() {
+    let config = parse(
+        r#"
+uplinks: [eth0]
+clusterInterfaces: [eth1, flannel.1]
+clients:
+  - {name: developers, cidrs: [10.90.0.0/16], namespaces: ["*"]}
+  - {name: testers, cidrs: [10.90.1.0/24, "fd00:90::/64"], namespaces: [shop, default]}
+source: {kubernetes: {kubeconfig: /root/.kube/config, context: lab}}
+serviceCIDRs: [10.1.0.0/16, "fd00:1::/112"]
+returnPath: routed
+snat: {addresses: [10.90.2.100], ports: 40000-40999}
+deny: drop
+strangers: pass
+dns:
+  listen: [10.90.2.100, "[fd00::1]:53", "fd00::2"]
+  clusterDomain: K8s.Example.
+  upstreams: [10.1.0.10, "10.1.0.10:5353"]
+  forward:
+    - {zone: ".", to: [9.9.9.9, "[2620:fe::fe]:53"]}
+    - {zone: Corp.Example., to: []}
+  cache: {entries: 10, maxTtl: 20, negativeTtl: 30, stale: 40}
+datapath:
+  mode: tc
+  flows: 1000
+  pin: /sys/fs/bpf/gateway
+  timeouts: {tcpSyn: 1, tcpEstablished: 2, tcpFin: 3, tcpRst: 4, udp: 5, icmp: 6}
+http: "[::1]:9999"
+log: gateway=debug,info
+"#,
+    )
+    .expect("a valid config");
+    assert_eq!(config.views[1].namespaces, Some(vec!["shop".to_owned(), "default".to_owned()]));
+    assert_eq!(
+        config.source,
+        Source::Kubernetes { kubeconfig: Some("/root/.kube/config".into()), context: Some("lab".to_owned()) }
+    );
+    assert_eq!(config.dns.cluster_domain, "k8s.example");
+    assert_eq!(config.dns.listen[2].to_string(), "[fd00::2]:53");
+    assert_eq!(config.dns.forward[0].to[1].to_string(), "[2620:fe::fe]:53");
+    assert_eq!(config.dns.forward[1], Forward { zone: "corp.example".to_owned(), to: Vec::new() });
+    let settings = config.settings(Sizes::default());
+    assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
+    assert_eq!(settings.snat_ports, 40_000..=40_999);
+    assert_eq!(settings.dns.len(), 3);
+    assert_eq!(settings.views[1].len(), 2);
+    let plan = config.plan_config(&config.dns.listen);
+    assert_eq!(plan.views, [None, Some(vec!["shop".to_owned(), "default".to_owned()])]);
+    assert_eq!(plan.dns_listen.len(), 3);
+}
+
+#[test]
+fn kubernetes_with_nothing_behind_it_means_in_cluster() {
+    let views = "clients: [{name: a, cidrs: [10.0.0.0/8]}]\n";
+    for source in ["source: {kubernetes: }", "source: {kubernetes: {}}", "source:\n  kubernetes: null"] {
+        let config = parse(&format!("{views}{source}\n")).expect(source);
+        assert_eq!(config.source, Source::Kubernetes { kubeconfig: None, context: None }, "{source}");
+    }
+}
+
+#[test]
+fn nested_subnets_of_two_views_are_fine() {
+    parse(&LEAST.replace(
+        "cidrs: [10.90.1.0/24]}",
+        "cidrs: [10.90.1.0/24]}, {name: one, cidrs: [10.90.1.7/32], namespaces: []}",
+    ))
+    .expect("the longest prefix decides");
+}
+
+#[test]
+fn a_bad_value_is_named_by_its_key_with_the_way_out() {
+    let with = |line: &str| format!("{LEAST}{line}\n");
+    let clients = |clients: &str| LEAST.replace("[{name: developers, cidrs: [10.90.1.0/24]}]", clients);
+    let source = |source: &str| LEAST.replace("{manifests: ./cluster}", source);
+    let cases: Vec<(String, &[&str])> = vec![
+        (with("uplink: [eth0]"), &["uplink: unknown key", "uplinks"]),
+        (with("dns: {cach: {}}"), &["dns.cach: unknown key", "cache"]),
+        (with("dns: {forward: [{zone: a.example, too: []}]}"), &["dns.forward[0].too: unknown key"]),
+        (with("datapath: {timeouts: {tcp: 1}}"), &["datapath.timeouts.tcp: unknown key", "tcpSyn"]),
+        (clients("[{name: a, cidr: [10.0.0.0/8]}]"), &["clients[0].cidr: unknown key", "cidrs"]),
+        (clients("[{cidrs: [10.0.0.0/8]}]"), &["clients[0]", "missing field `name`"]),
+        (clients("[]"), &["clients: is required"]),
+        (clients("[{name: a, cidrs: []}]"), &["clients[0].cidrs", "view `a`"]),
+        (clients("[{name: '', cidrs: [10.0.0.0/8]}]"), &["clients[0].name"]),
+        (
+            clients("[{name: a, cidrs: [10.0.0.0/8]}, {name: a, cidrs: [11.0.0.0/8]}]"),
+            &["clients[1].name", "two views are named `a`"],
+        ),
+        (
+            clients("[{name: a, cidrs: [10.0.0.0/8]}, {name: b, cidrs: [10.0.0.0/8]}]"),
+            &["clients[1].cidrs[0]", "10.0.0.0/8", "view `a`", "view `b`"],
+        ),
+        (clients("[{name: a, cidrs: [10.0.0.1/8]}]"), &["clients[0].cidrs[0]", "host bits", "write 10.0.0.0/8"]),
+        (clients("[{name: a, cidrs: [10.0.0.1]}]"), &["clients[0].cidrs[0]", "write 10.0.0.1/32"]),
+        (clients("[{name: a, cidrs: [ten]}]"), &["clients[0].cidrs[0]", "`ten` is not a CIDR"]),
+        (clients("[{name: a, cidrs: [10.0.0.0/8], namespaces: [Shop_1]}]"), &["clients[0].namespaces[0]", "`Shop_1`"]),
+        (source("{}"), &["source: is missing"]),
+        (source("{manifests: a, kubernetes: {}}"), &["source: has manifests and kubernetes"]),
+        (source("{manifests: a, kubernetes: {kubeconf: x}}"), &["source.kubernetes.kubeconf: unknown key"]),
+        (LEAST.replace("serviceCIDRs: [10.1.0.0/16]", ""), &["serviceCIDRs: is required"]),
+        (LEAST.replace("10.1.0.0/16", "10.1.0.9/16"), &["serviceCIDRs[0]", "write 10.1.0.0/16"]),
+        (with("uplinks: [a/b]"), &["uplinks[0]", "`a/b`"]),
+        (with("uplinks: [eth0, eth0]"), &["uplinks[1]", "twice"]),
+        (with("returnPath: nat"), &["returnPath", "snat", "routed"]),
+        (with("deny: no"), &["deny", "reject"]),
+        (with("snat: {ports: 80-90}"), &["snat.ports", "1024"]),
+        (with("snat: {ports: 3000-2000}"), &["snat.ports", "2000-3000"]),
+        (with("snat: {ports: all}"), &["snat.ports", "10000-29999"]),
+        (with("snat: {ports: 60000-70000}"), &["snat.ports", "60000-70000"]),
+        (with("snat: {addresses: [0.0.0.0]}"), &["snat.addresses[0]", "0.0.0.0"]),
+        (with("dns: {listen: [localhost]}"), &["dns.listen[0]", "localhost"]),
+        (with("dns: {listen: [\"0.0.0.0:53\"]}"), &["dns.listen[0]", "0.0.0.0"]),
+        (with("dns: {clusterDomain: .}"), &["dns.clusterDomain", "root"]),
+        (with("dns: {clusterDomain: a..b}"), &["dns.clusterDomain", "a..b"]),
+        (with("dns: {upstreams: [\"10.1.0.10:0\"]}"), &["dns.upstreams[0]", "port 0"]),
+        (
+            with("dns: {forward: [{zone: ., to: [\"tls://9.9.9.9#dns.quad9.net\"]}]}"),
+            &["dns.forward[0].to[0]", "not built yet", "9.9.9.9"],
+        ),
+        (with("dns: {forward: [{zone: ., to: [\"https://a\"]}]}"), &["dns.forward[0].to[0]", "https"]),
+        (with("dns: {forward: [{zone: .}, {zone: a b}]}"), &["dns.forward[1].zone", "a b"]),
+        (with("dns: {forward: [{zone: a.b}, {zone: A.b.}]}"), &["dns.forward[1].zone", "two rules"]),
+        (with("dns: {cache: {entries: 0}}"), &["dns.cache.entries", "0 is out of range"]),
+        (with("dns: {cache: {stale: -1}}"), &["dns.cache.stale", "-1"]),
+        (with("datapath: {flows: 0}"), &["datapath.flows"]),
+        (with("datapath: {flows: 4000000000}"), &["datapath.flows", "16777216"]),
+        (with("datapath: {mode: fast}"), &["datapath.mode", "fast", "native"]),
+        (with("datapath: {pin: here}"), &["datapath.pin", "relative"]),
+        (with("datapath: {timeouts: {udp: 0}}"), &["datapath.timeouts.udp"]),
+        (with("http: 9153"), &["http"]),
+        (with("http: localhost"), &["http", "127.0.0.1:9153"]),
+        (with("log: verbose"), &["log", "verbose", "debug"]),
+        ("clients: [".to_owned(), &["line 2"]),
+        (String::new(), &["clients: is required"]),
+    ];
+    for (text, wanted) in cases {
+        let line = error(&text);
+        for part in wanted {
+            assert!(line.contains(part), "{line:?} does not say {part:?}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn more_views_than_bits_are_refused() {
+    let view = |n: usize| format!("  - {{name: v{n}, cidrs: [10.0.{n}.0/24]}}\n");
+    let file = |n: usize| {
+        format!(
+            "clients:\n{}source: {{manifests: a}}\nserviceCIDRs: [10.1.0.0/16]\n",
+            (0..n).map(view).collect::<String>()
+        )
+    };
+    parse(&file(64)).expect("64 views fit");
+    assert!(error(&file(65)).contains("clients: 65 views are too many"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = Config::load(Path::new("/nonexistent/gateway.yaml")).expect_err("there is no such file");
+    assert!(error.to_string().contains("/nonexistent/gateway.yaml: cannot be read"), "{error}");
+}

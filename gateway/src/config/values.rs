@@ -1,0 +1,128 @@
+//! Values that config keys share: each from its written form, with an error that says the right one.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+};
+
+use ipnet::IpNet;
+
+/// A prefix whose host bits are zero.
+pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
+    let net: IpNet = match (text.parse(), text.parse::<IpAddr>()) {
+        (Ok(net), _) => net,
+        (Err(_), Ok(addr)) => return Err(format!("`{text}` has no prefix length: write {}", IpNet::from(addr))),
+        (Err(_), Err(_)) => return Err(format!("`{text}` is not a CIDR: write one like 10.90.1.0/24")),
+    };
+    if net.trunc() == net { Ok(net) } else { Err(format!("`{text}` has host bits set: write {}", net.trunc())) }
+}
+
+/// An address of one machine.
+pub(super) fn unicast(text: &str) -> Result<IpAddr, String> {
+    let addr: IpAddr =
+        text.parse().map_err(|_error| format!("`{text}` is not an IP address: write one like 10.90.2.100"))?;
+    if addr.is_unspecified() || addr.is_multicast() || addr == IpAddr::from([255, 255, 255, 255]) {
+        return Err(format!("`{text}` is not the address of one machine: write one like 10.90.2.100"));
+    }
+    Ok(addr)
+}
+
+/// `9.9.9.9`, `9.9.9.9:5353`, `2620:fe::fe`, `[2620:fe::fe]:53`; the port is 53 unless given.
+pub(super) fn dns_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let address = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
+        (Ok(address), _) => address,
+        (Err(_), Ok(ip)) => SocketAddr::new(ip, 53),
+        (Err(_), Err(_)) => {
+            return Err(format!("`{text}` is not an address: write one like 9.9.9.9, 9.9.9.9:53 or [2620:fe::fe]:53"));
+        }
+    };
+    if address.port() == 0 {
+        return Err(format!("`{text}` has port 0: give a port from 1 to 65535"));
+    }
+    unicast(&address.ip().to_string())?;
+    Ok(address)
+}
+
+/// A server that queries are sent to.
+pub(super) fn upstream(text: &str) -> Result<SocketAddr, String> {
+    if let Some(rest) = text.strip_prefix("tls://") {
+        let host = rest.split(['#', '@']).next().unwrap_or(rest);
+        return Err(format!(
+            "`{text}`: DNS over TLS is not built yet: give the server's plain address, like {}",
+            dns_address(host).map_or_else(|_error| "9.9.9.9".to_owned(), |address| address.ip().to_string())
+        ));
+    }
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(format!("`{text}`: scheme `{scheme}` is not known: write an address like 9.9.9.9 or 9.9.9.9:53"));
+    }
+    dns_address(text)
+}
+
+/// A domain name: lower case, without the last dot; the root is empty. `room` is the longest wire form allowed.
+pub(super) fn domain(text: &str, room: usize) -> Result<String, String> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    if name.is_empty() {
+        return if text.is_empty() { Err("is empty: the root is `.`".to_owned()) } else { Ok(String::new()) };
+    }
+    for label in name.split('.') {
+        let legal = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        if label.is_empty() || label.len() > 63 || !legal {
+            return Err(format!(
+                "`{text}` is not a domain name: label `{label}` must be 1 to 63 letters, digits, `-` or `_`"
+            ));
+        }
+    }
+    if name.len() + 2 > room {
+        return Err(format!("`{text}` is too long: {} bytes, at most {}", name.len(), room - 2));
+    }
+    Ok(name.to_ascii_lowercase())
+}
+
+/// A Kubernetes namespace.
+pub(super) fn namespace(text: &str) -> Result<(), String> {
+    let legal = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if text.is_empty() || text.len() > 63 || !legal || text.starts_with('-') || text.ends_with('-') {
+        return Err(format!("`{text}` is not a namespace: name one, or \"*\" for every one"));
+    }
+    Ok(())
+}
+
+/// A network interface's name, as the kernel accepts it.
+pub(super) fn interface(text: &str) -> Result<(), String> {
+    let legal = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    if text.is_empty() || text.len() > 15 || !legal || text == "." || text == ".." {
+        return Err(format!("`{text}` is not an interface name: 1 to 15 characters, see `ip link`"));
+    }
+    Ok(())
+}
+
+/// `10000-29999`.
+pub(super) fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let form = || format!("`{text}` is not a port range: write one like 10000-29999");
+    let (first, last) = text.split_once('-').ok_or_else(form)?;
+    let first: u16 = first.trim().parse().map_err(|_error| form())?;
+    let last: u16 = last.trim().parse().map_err(|_error| form())?;
+    if first > last {
+        return Err(format!("`{text}` is empty: the first port is above the last; write {last}-{first}"));
+    }
+    if first < 1024 {
+        return Err(format!("`{text}` begins in the system ports: begin at 1024 or above"));
+    }
+    Ok(first..=last)
+}
+
+/// A level, or directives as `RUST_LOG` has them.
+pub(super) fn log_filter(text: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let word = text.to_ascii_lowercase();
+    if LEVELS.contains(&word.as_str()) {
+        return Ok(());
+    }
+    let wrong = || format!("`{text}` is no log level: write one of {}", LEVELS.join(", "));
+    // A single word that is no level would be taken for a module's name and silence everything else.
+    if !text.contains('=') {
+        return Err(wrong());
+    }
+    tracing_subscriber::EnvFilter::builder().parse(text).map(|_filter| ()).map_err(|_error| wrong())
+}
