@@ -1,0 +1,135 @@
+//! The small real servers of the pods: HTTP with keep-alive, and echo over UDP and TCP. A thread for each connection: a pod
+//! serves a thousand of them at once and no more.
+
+use std::{
+    io::{BufRead, BufReader, Read, Result, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    thread,
+};
+
+use crate::stream;
+
+/// A datagram that asks who serves.
+pub const WHO: &[u8] = b"who are you?";
+
+/// Serves HTTP on a port of every address, for ever.
+///
+/// `/` tells the pod's name and the client's address as the pod sees it; `/bytes/N` is N bytes of the known stream.
+///
+/// # Errors
+/// When the port is taken.
+pub fn http(name: &str, port: u16) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let name: Arc<str> = name.into();
+    spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let name = Arc::clone(&name);
+            // A client that went away ends its thread and nothing else.
+            spawn(move || drop(converse(&name, stream)));
+        }
+    });
+    Ok(())
+}
+
+/// A thousand connections are a thousand threads: small stacks.
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().stack_size(256 << 10).spawn(work) {
+        eprintln!("no thread for a connection: {error}");
+    }
+}
+
+fn converse(name: &str, stream: TcpStream) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    loop {
+        let mut request = String::new();
+        if reader.read_line(&mut request)? == 0 {
+            return Ok(());
+        }
+        let mut close = request.trim_end().ends_with("HTTP/1.0");
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header)? == 0 {
+                return Ok(());
+            }
+            let header = header.trim().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            close |= header == "connection: close";
+        }
+        let path = request.split(' ').nth(1).unwrap_or_default();
+        let connection = if close { "close" } else { "keep-alive" };
+        let head = |status: &str, length: u64| {
+            format!(
+                "HTTP/1.1 {status}\r\nServer: {name}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n"
+            )
+        };
+        if let Some(bytes) = path.strip_prefix("/bytes/").and_then(|bytes| bytes.parse().ok()) {
+            writer.write_all(head("200 OK", bytes).as_bytes())?;
+            send_stream(&mut writer, bytes)?;
+        } else {
+            let (status, body) = match path {
+                "/" => ("200 OK", format!("{name} serves {}\n", peer.ip())),
+                _ => ("404 Not Found", format!("{name} has no {path}\n")),
+            };
+            writer.write_all((head(status, body.len() as u64) + &body).as_bytes())?;
+        }
+        if close {
+            return Ok(());
+        }
+    }
+}
+
+fn send_stream(writer: &mut impl Write, bytes: u64) -> Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut sent = 0;
+    while sent < bytes {
+        let piece = usize::try_from(bytes - sent).unwrap_or(usize::MAX).min(buffer.len());
+        stream::fill(sent, &mut buffer[..piece]);
+        writer.write_all(&buffer[..piece])?;
+        sent += piece as u64;
+    }
+    Ok(())
+}
+
+/// Echoes datagrams and TCP bytes on a port, for ever. [`WHO`] is answered with the pod's name and the client's address and port.
+///
+/// # Errors
+/// When the port is taken.
+pub fn echo(name: &str, port: u16) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let udp_name = name.to_owned();
+    spawn(move || {
+        let mut buffer = vec![0; 65536];
+        loop {
+            // An ICMP error about an earlier answer shows up here; it says nothing about the next datagram.
+            let Ok((len, peer)) = socket.recv_from(&mut buffer) else { continue };
+            let answer =
+                if &buffer[..len] == WHO { format!("{udp_name} {peer}").into_bytes() } else { buffer[..len].to_vec() };
+            let _ = socket.send_to(&answer, peer);
+        }
+    });
+    let tcp_name = name.to_owned();
+    spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let name = tcp_name.clone();
+            spawn(move || {
+                let Ok(peer) = stream.peer_addr() else { return };
+                let mut buffer = [0; 4096];
+                while let Ok(len @ 1..) = stream.read(&mut buffer) {
+                    let who = format!("{name} {peer}");
+                    let answer = if &buffer[..len] == WHO { who.as_bytes() } else { &buffer[..len] };
+                    if stream.write_all(answer).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(())
+}
