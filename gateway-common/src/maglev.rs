@@ -139,7 +139,7 @@ mod tests {
     }
 
     /// Which key each slot belongs to, whatever its number.
-    fn owners<'k>(keys: &'k [[u8; 18]], size: u32) -> Vec<&'k [u8; 18]> {
+    fn owners(keys: &[[u8; 18]], size: u32) -> Vec<&[u8; 18]> {
         table(keys, size).into_iter().map(|i| &keys[i as usize]).collect()
     }
 

@@ -2,12 +2,17 @@
 //!
 //! A source sends [`Event`]s; [`Cluster::apply`] keeps the index and says which Services must be planned anew.
 
+mod cluster;
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
 };
 
+pub use cluster::Cluster;
 use ipnet::IpNet;
 
 /// Namespace and name of an object.
@@ -113,6 +118,16 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip`.
     pub load_balancer_ips: Vec<IpAddr>,
+}
+
+impl Service {
+    /// Its ClusterIPs; none for other kinds.
+    pub fn cluster_ips(&self) -> &[IpAddr] {
+        match &self.kind {
+            ServiceKind::ClusterIp(ips) => ips,
+            ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
+        }
+    }
 }
 
 /// A port of an EndpointSlice.
@@ -222,13 +237,4 @@ pub struct Dirty {
     pub namespaces: BTreeSet<String>,
     /// Service CIDRs changed.
     pub cidrs: bool,
-}
-
-/// The index: objects, and the slices of each Service.
-#[derive(Debug, Default)]
-pub struct Cluster {
-    /// The objects.
-    pub objects: Objects,
-    /// Slices by Service. Maintained by [`Cluster::apply`].
-    pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
 }

@@ -1,9 +1,16 @@
 //! Pure: one Service of the model → its entries in the datapath and its names in the zone.
 //! Work per change is proportional to the change, because a Service is planned alone.
 
-use std::net::IpAddr;
+mod endpoints;
+mod records;
+#[cfg(test)]
+mod tests;
 
-use crate::model::{ObjectName, Protocol};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use self::endpoints::{Backends, usable};
+pub use self::records::zone_records;
+use crate::model::{Cluster, ObjectName, Protocol, Service, ServiceKind, ServicePort};
 
 /// An endpoint of a Service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -94,4 +101,154 @@ pub struct PlanConfig {
     pub dns_service: ObjectName,
     /// TTL of zone records in seconds.
     pub ttl: u32,
+}
+
+impl PlanConfig {
+    /// Which views may see a namespace, as a mask.
+    pub fn views_of(&self, namespace: &str) -> u64 {
+        let sees =
+            |allowed: &Option<Vec<String>>| allowed.as_ref().is_none_or(|names| names.iter().any(|n| n == namespace));
+        self.views
+            .iter()
+            .take(64)
+            .enumerate()
+            .filter(|(_, allowed)| sees(allowed))
+            .fold(0, |mask, (bit, _)| mask | 1 << bit)
+    }
+
+    /// The mask of every view.
+    pub fn all_views(&self) -> u64 {
+        (0..self.views.len().min(64)).fold(0, |mask, bit| mask | 1 << bit)
+    }
+
+    /// The forwarder's addresses of `vip`'s family that a packet from outside can be sent to.
+    fn listeners(&self, vip: IpAddr) -> Vec<Endpoint> {
+        let mut listeners: Vec<_> = self
+            .dns_listen
+            .iter()
+            .map(|socket| Endpoint { addr: socket.ip(), port: socket.port() })
+            .filter(|endpoint| endpoint.addr.is_ipv4() == vip.is_ipv4() && usable(endpoint.addr).is_ok())
+            .collect();
+        listeners.sort_unstable();
+        listeners.dedup();
+        listeners
+    }
+}
+
+/// Plans one Service; `None` when there is no such Service, and everything of it must go.
+pub fn plan_service(cluster: &Cluster, name: &ObjectName, config: &PlanConfig) -> Option<ServicePlan> {
+    let service = cluster.objects.services.get(name)?;
+    let mut problems = Problems::new(name);
+    let vips = vips(cluster, service, &mut problems);
+    let views = config.views_of(&name.namespace);
+    let backends = Backends::collect(cluster, service, &vips, &mut problems);
+    let ports = ports(service, &mut problems);
+    let mut frontends = Vec::with_capacity(vips.len() * ports.len());
+    for vip in &vips {
+        for port in ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+            frontends.push(frontend(service, *vip, port, views, &backends, config));
+        }
+    }
+    let records = if views == 0 {
+        Vec::new()
+    } else {
+        records::of(service, &vips, &ports, &backends, views, config, &mut problems)
+    };
+    Some(ServicePlan { vips, views, frontends, records, problems: problems.finish() })
+}
+
+fn frontend(
+    service: &Service,
+    vip: IpAddr,
+    port: &ServicePort,
+    views: u64,
+    backends: &Backends,
+    config: &PlanConfig,
+) -> Frontend {
+    let (mut endpoints, mut draining) = backends.of_port(port, vip);
+    let mut dns = false;
+    if service.name == config.dns_service && port.port == 53 {
+        let listeners = config.listeners(vip);
+        if !listeners.is_empty() {
+            (endpoints, draining) = (listeners, Vec::new());
+            dns = port.protocol == Protocol::Udp;
+        }
+    }
+    let affinity = service.affinity.unwrap_or(0);
+    Frontend { vip, port: port.port, protocol: port.protocol, views, endpoints, draining, affinity, dns }
+}
+
+/// The addresses that are this Service's to serve.
+fn vips(cluster: &Cluster, service: &Service, problems: &mut Problems) -> Vec<IpAddr> {
+    let ServiceKind::ClusterIp(ips) = &service.kind else { return Vec::new() };
+    if ips.is_empty() {
+        problems.say(
+            "it has no clusterIP yet and cannot be reached by address; in a manifest, write spec.clusterIP".into(),
+        );
+    }
+    let mut vips: Vec<IpAddr> = Vec::with_capacity(ips.len());
+    for ip in ips {
+        match cluster.owner(*ip) {
+            Some(owner) if *owner != service.name => {
+                problems.say(format!(
+                    "its clusterIP {ip} belongs to Service {owner} already; give one of them another address"
+                ));
+            }
+            _ if vips.contains(ip) => {}
+            _ => vips.push(*ip),
+        }
+    }
+    vips
+}
+
+/// The ports that can be served, each number and protocol once.
+fn ports<'s>(service: &'s Service, problems: &mut Problems) -> Vec<&'s ServicePort> {
+    let mut seen = BTreeSet::new();
+    let mut ports = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let (number, protocol) = (port.port, port.protocol);
+        if number == 0 {
+            problems.say(format!("port 0 ({}) is not a port; write 1 to 65535", protocol.name()));
+        } else if !seen.insert((number, protocol)) {
+            problems.say(format!("port {number}/{} is there twice; the first is served", protocol.name()));
+        } else {
+            if protocol == Protocol::Sctp && matches!(service.kind, ServiceKind::ClusterIp(_)) {
+                problems.say(format!("port {number}/sctp is not forwarded: the gateway serves TCP and UDP"));
+            }
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+/// What is wrong with a Service, each thing once, with the Service's name before it, and never a list without end.
+struct Problems<'n> {
+    name: &'n ObjectName,
+    said: BTreeSet<String>,
+    more: usize,
+}
+
+impl<'n> Problems<'n> {
+    const MOST: usize = 16;
+
+    const fn new(name: &'n ObjectName) -> Self {
+        Self { name, said: BTreeSet::new(), more: 0 }
+    }
+
+    fn say(&mut self, what: String) {
+        if self.said.len() < Self::MOST {
+            self.said.insert(what);
+        } else if !self.said.contains(&what) {
+            self.more += 1;
+        }
+    }
+
+    fn finish(self) -> Vec<String> {
+        let Self { name, said, more } = self;
+        let mut problems: Vec<String> = said.into_iter().map(|what| format!("Service {name}: {what}")).collect();
+        if more > 0 {
+            problems.push(format!("Service {name}: and {more} more like these"));
+        }
+        problems
+    }
 }

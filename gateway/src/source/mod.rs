@@ -1,1 +1,106 @@
-//! The source room.
+//! Where the cluster's state comes from: a directory of manifests or the Kubernetes API, behind one stream of events.
+//!
+//! The first batch is one [`Event::Snapshot`] of everything; after it come the changes, in batches, in order. A source that fails
+//! later keeps what it told before and says so in its [`SourceStatus`]: a gateway never forgets the cluster because of a lost connection.
+
+pub mod convert;
+mod kubernetes;
+mod manifests;
+mod status;
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+pub use self::{
+    manifests::{ParseError, parse},
+    status::SourceStatus,
+};
+use crate::model::Event;
+
+/// Which source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A directory of manifests, watched.
+    Manifests(PathBuf),
+    /// The Kubernetes API. In-cluster when both are `None`.
+    Kubernetes {
+        /// Path of a kubeconfig; `None` with a context: `$KUBECONFIG` or `~/.kube/config`.
+        kubeconfig: Option<PathBuf>,
+        /// A context of it; `None`: its current one.
+        context: Option<String>,
+    },
+}
+
+/// Why a source cannot start.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The manifest directory cannot be read.
+    #[error("source.manifests: cannot read directory {}: {error}; create it, or name another one", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The kubeconfig is missing or wrong.
+    #[error("source.kubernetes: kubeconfig {path}{}: {error}; check the file and the context's name", context.as_ref().map(|c| format!(", context {c}")).unwrap_or_default())]
+    Kubeconfig {
+        /// The file, or where it was looked for.
+        path: String,
+        /// The context, when one was named.
+        context: Option<String>,
+        /// Why.
+        error: Box<kube::config::KubeconfigError>,
+    },
+    /// Not in a cluster.
+    #[error("source.kubernetes: no in-cluster configuration: {0}; outside a cluster, name a kubeconfig")]
+    InCluster(#[from] Box<kube::config::InClusterError>),
+    /// The client cannot be built from the configuration.
+    #[error(
+        "source.kubernetes: no client for API server {server}: {error}; check the certificates and the credentials"
+    )]
+    Client {
+        /// The server's URL.
+        server: String,
+        /// Why.
+        error: Box<kube::Error>,
+    },
+}
+
+/// A running source. It stops when this is dropped, or when nobody receives its events any more.
+#[derive(Debug)]
+pub struct SourceHandle {
+    status: watch::Receiver<SourceStatus>,
+    task: JoinHandle<()>,
+}
+
+impl SourceHandle {
+    /// How it is doing, now and at every change.
+    pub fn status(&self) -> watch::Receiver<SourceStatus> {
+        self.status.clone()
+    }
+}
+
+impl Drop for SourceHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts a source. Manifests are read before this returns, so that their snapshot is the first batch at once; from Kubernetes it comes
+/// when every initial list is complete.
+///
+/// # Errors
+/// When there is nothing to start from: no such directory, no usable kubeconfig. An API server that does not answer is no error
+/// but a state, see [`SourceStatus::connected`].
+pub async fn start(config: SourceConfig, events: mpsc::Sender<Vec<Event>>) -> Result<SourceHandle, SourceError> {
+    match config {
+        SourceConfig::Manifests(path) => manifests::start(path, events).await,
+        SourceConfig::Kubernetes { kubeconfig, context } => kubernetes::start(kubeconfig, context, events).await,
+    }
+}

@@ -1,0 +1,202 @@
+//! The index over the objects, and what a batch of events touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use super::{Dirty, Event, Node, ObjectName, Objects, Service, Slice};
+
+/// The objects, the slices of each Service, and the Services that claim each VIP.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// The objects.
+    pub objects: Objects,
+    /// Slices by Service. Maintained by [`Cluster::apply`].
+    pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    /// Services by ClusterIP. More than one only while an address changes hands, or in wrong manifests.
+    claims: HashMap<IpAddr, BTreeSet<ObjectName>>,
+}
+
+impl Slice {
+    /// The Service it belongs to.
+    pub fn service_name(&self) -> ObjectName {
+        ObjectName::new(self.name.namespace.clone(), self.service.clone())
+    }
+}
+
+impl Cluster {
+    /// Takes in a batch, in order, and says which Services must be planned anew. An event that changes nothing touches nothing.
+    pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Dirty {
+        let mut dirty = Dirty::default();
+        for event in events {
+            match event {
+                Event::Snapshot(objects) => self.replace(*objects, &mut dirty),
+                Event::Service(service) => self.put_service(service, &mut dirty),
+                Event::ServiceGone(name) => self.remove_service(&name, &mut dirty),
+                Event::Slice(slice) => self.put_slice(slice, &mut dirty),
+                Event::SliceGone(name) => self.remove_slice(&name, &mut dirty),
+                Event::Namespace(name) => {
+                    if self.objects.namespaces.insert(name.clone()) {
+                        dirty.namespaces.insert(name);
+                    }
+                }
+                Event::NamespaceGone(name) => {
+                    if self.objects.namespaces.remove(&name) {
+                        dirty.namespaces.insert(name);
+                    }
+                }
+                // Nodes decide nothing in a plan yet.
+                Event::Node(node) => drop(self.objects.nodes.insert(node.name.clone(), node)),
+                Event::NodeGone(name) => drop(self.objects.nodes.remove(&name)),
+                Event::ServiceCidrs(cidrs) => self.set_cidrs(Some(cidrs), &mut dirty),
+            }
+        }
+        dirty
+    }
+
+    /// The slices of a Service that count: the real ones or, when it has none, those made from Endpoints objects.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+        let all = || self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.objects.slices.get(name));
+        let legacy = all().all(|slice| slice.legacy);
+        all().filter(move |slice| slice.legacy == legacy)
+    }
+
+    /// Which Service an address belongs to. Of several that claim it, the first by name has it.
+    pub fn owner(&self, vip: IpAddr) -> Option<&ObjectName> {
+        self.claims.get(&vip)?.first()
+    }
+
+    /// The difference between what there is and a whole new state, as if it had come as single events.
+    fn replace(&mut self, new: Objects, dirty: &mut Dirty) {
+        let Objects { services, slices, namespaces, nodes, service_cidrs } = new;
+        for name in absent(&self.objects.services, &services) {
+            self.remove_service(&name, dirty);
+        }
+        for name in absent(&self.objects.slices, &slices) {
+            self.remove_slice(&name, dirty);
+        }
+        for service in services.into_values() {
+            self.put_service(service, dirty);
+        }
+        for slice in slices.into_values() {
+            self.put_slice(slice, dirty);
+        }
+        dirty.namespaces.extend(self.objects.namespaces.symmetric_difference(&namespaces).cloned());
+        self.objects.namespaces = namespaces;
+        self.objects.nodes = nodes;
+        self.set_cidrs(service_cidrs, dirty);
+    }
+
+    fn put_service(&mut self, service: Service, dirty: &mut Dirty) {
+        let name = service.name.clone();
+        let old = self.objects.services.get(&name);
+        if old == Some(&service) {
+            return;
+        }
+        let gone: Vec<IpAddr> = old.map(|s| s.cluster_ips().to_vec()).unwrap_or_default();
+        let come = service.cluster_ips().to_vec();
+        self.objects.services.insert(name.clone(), service);
+        self.reclaim(&name, &gone, &come, dirty);
+        dirty.services.insert(name);
+    }
+
+    fn remove_service(&mut self, name: &ObjectName, dirty: &mut Dirty) {
+        if let Some(old) = self.objects.services.remove(name) {
+            self.reclaim(name, old.cluster_ips(), &[], dirty);
+            dirty.services.insert(name.clone());
+        }
+    }
+
+    /// Moves a Service's claims. Whoever else claims one of those addresses may have won or lost it, and is planned anew.
+    fn reclaim(&mut self, name: &ObjectName, gone: &[IpAddr], come: &[IpAddr], dirty: &mut Dirty) {
+        for vip in gone.iter().filter(|vip| !come.contains(vip)) {
+            if let Some(claimants) = self.claims.get_mut(vip) {
+                claimants.remove(name);
+                dirty.services.extend(claimants.iter().cloned());
+                if claimants.is_empty() {
+                    self.claims.remove(vip);
+                }
+            }
+        }
+        for vip in come.iter().filter(|vip| !gone.contains(vip)) {
+            let claimants = self.claims.entry(*vip).or_default();
+            dirty.services.extend(claimants.iter().cloned());
+            claimants.insert(name.clone());
+        }
+    }
+
+    fn put_slice(&mut self, slice: Slice, dirty: &mut Dirty) {
+        match self.objects.slices.get(&slice.name) {
+            Some(old) if *old == slice => return,
+            Some(old) if old.service != slice.service => {
+                let name = slice.name.clone();
+                self.remove_slice(&name, dirty);
+            }
+            _ => {}
+        }
+        let service = slice.service_name();
+        self.slices_of.entry(service.clone()).or_default().insert(slice.name.clone());
+        self.objects.slices.insert(slice.name.clone(), slice);
+        dirty.services.insert(service);
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName, dirty: &mut Dirty) {
+        let Some(old) = self.objects.slices.remove(name) else { return };
+        let service = old.service_name();
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        dirty.services.insert(service);
+    }
+
+    fn set_cidrs(&mut self, cidrs: Option<Vec<ipnet::IpNet>>, dirty: &mut Dirty) {
+        if self.objects.service_cidrs != cidrs {
+            self.objects.service_cidrs = cidrs;
+            dirty.cidrs = true;
+        }
+    }
+}
+
+fn absent<V, W>(old: &BTreeMap<ObjectName, V>, new: &BTreeMap<ObjectName, W>) -> Vec<ObjectName> {
+    old.keys().filter(|name| !new.contains_key(name)).cloned().collect()
+}
+
+impl Objects {
+    /// Adds what came as a single event; used by sources that gather an initial list.
+    pub fn insert_service(&mut self, service: Service) {
+        self.services.insert(service.name.clone(), service);
+    }
+    /// As above.
+    pub fn insert_slice(&mut self, slice: Slice) {
+        self.slices.insert(slice.name.clone(), slice);
+    }
+    /// As above.
+    pub fn insert_node(&mut self, node: Node) {
+        self.nodes.insert(node.name.clone(), node);
+    }
+
+    /// The single events that lead from `self` to `new`: removals first, so that what changed its name is never there twice.
+    pub fn difference(&self, new: &Self) -> Vec<Event> {
+        let mut events = Vec::new();
+        events.extend(absent(&self.services, &new.services).into_iter().map(Event::ServiceGone));
+        events.extend(absent(&self.slices, &new.slices).into_iter().map(Event::SliceGone));
+        events.extend(self.namespaces.difference(&new.namespaces).cloned().map(Event::NamespaceGone));
+        events.extend(self.nodes.keys().filter(|n| !new.nodes.contains_key(*n)).cloned().map(Event::NodeGone));
+        events.extend(changed(&self.services, &new.services).map(Event::Service));
+        events.extend(changed(&self.slices, &new.slices).map(Event::Slice));
+        events.extend(new.namespaces.difference(&self.namespaces).cloned().map(Event::Namespace));
+        events.extend(changed(&self.nodes, &new.nodes).map(Event::Node));
+        if self.service_cidrs != new.service_cidrs {
+            events.push(Event::ServiceCidrs(new.service_cidrs.clone().unwrap_or_default()));
+        }
+        events
+    }
+}
+
+fn changed<K: Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> impl Iterator<Item = V> {
+    new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(_, value)| value.clone())
+}
