@@ -7,16 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gateway_common::limits::{DNS_NAME, MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
+use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
 use ipnet::IpNet;
 
 use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
-use crate::kernel::{Mode, Timeouts};
+use crate::kernel::Timeouts;
 
 /// Most flows: 200 bytes of kernel memory each, allocated at start.
 const MAX_FLOWS: u32 = 1 << 24;
 /// Most answers in the cache.
 const MAX_CACHE: u32 = 1 << 24;
+/// Longest cluster domain in wire form: its SOA, with two names below it, must fit into the kernel's zone table.
+const CLUSTER_DOMAIN: usize = 49;
 /// Longest time in seconds that a key may hold: a week, RFC 8767 section 4's bound on TTLs.
 const MAX_SECONDS: u32 = 7 * 86_400;
 
@@ -92,12 +94,6 @@ pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
     values::log_filter(&file.log).at("log")?;
     let datapath = datapath(&file.datapath)?;
     let dns = dns(&file.dns)?;
-    if datapath.mode == Mode::Off && dns.listen.is_empty() {
-        return problem(
-            "dns.listen",
-            "is required with datapath.mode `off`: without a datapath nothing looks for uplinks; give the addresses to answer on",
-        );
-    }
     Ok(Config {
         uplinks,
         cluster_interfaces,
@@ -199,7 +195,7 @@ fn dns(dns: &file::Dns) -> Checked<Dns> {
     if listen.len() > MAX_DNS_ADDRESSES {
         return problem("dns.listen", format!("too many addresses: give at most {MAX_DNS_ADDRESSES}"));
     }
-    let cluster_domain = values::domain(&dns.cluster_domain, DNS_NAME).at("dns.clusterDomain")?;
+    let cluster_domain = values::domain(&dns.cluster_domain, CLUSTER_DOMAIN).at("dns.clusterDomain")?;
     if cluster_domain.is_empty() {
         return problem("dns.clusterDomain", "is the root: give the cluster's domain, like cluster.local");
     }

@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, Deny, ReturnPath, Strangers};
+use super::{Cache, Config, Deny, ReturnPath, Strangers};
 use crate::{
+    dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
     kernel::{Settings, Sizes},
     model::ObjectName,
     plan::PlanConfig,
@@ -37,6 +38,34 @@ impl Config {
     /// The kernel answers port 53 only; a forwarder on another port is reached by its socket.
     fn kernel_dns(&self) -> Vec<IpAddr> {
         self.dns.listen.iter().filter(|address| address.port() == 53).map(SocketAddr::ip).collect()
+    }
+
+    /// What the resolver is told; `listen` are its addresses.
+    pub fn dns_config(&self, listen: &[SocketAddr]) -> DnsConfig {
+        let Cache { entries, max_ttl, negative_ttl, stale } = self.dns.cache;
+        DnsConfig {
+            listen: listen.to_vec(),
+            cluster_domain: self.dns.cluster_domain.clone(),
+            ttl: ZONE_TTL,
+            zone_negative_ttl: ZONE_TTL,
+            forward: self
+                .dns
+                .forward
+                .iter()
+                .map(|rule| ForwardRule {
+                    zone: if rule.zone.is_empty() { ".".to_owned() } else { rule.zone.clone() },
+                    to: rule.to.clone(),
+                })
+                .collect(),
+            cache: CacheConfig {
+                entries: usize::try_from(entries).unwrap_or(usize::MAX),
+                max_ttl,
+                negative_ttl,
+                stale,
+            },
+            views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
+            limits: Limits::default(),
+        }
     }
 
     /// What the plan needs beside the cluster; `listen` are the forwarder's addresses.

@@ -1,0 +1,241 @@
+//! The task that owns the cluster's state: batches of events in, plans out to the datapath and the zone.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{datapath::Datapath, state::State};
+use crate::{
+    config::Source,
+    dns::{Resolver, ResolverHandle},
+    kernel::{Mode, Sizes},
+    model::{Cluster, Dirty, Event, ObjectName},
+    plan::{self, PlanConfig, ServicePlan},
+    source::{self, SourceConfig, SourceHandle},
+};
+
+/// Batches that wait while one is applied; a source that is faster is slowed down.
+const BATCHES: usize = 64;
+/// After which what the kernel refused is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Owner {
+    state: Arc<State>,
+    cluster: Cluster,
+    plan: PlanConfig,
+    datapath: Arc<Datapath>,
+    resolver: ResolverHandle,
+    events: mpsc::Receiver<Vec<Event>>,
+    /// Stops with it.
+    _source: SourceHandle,
+    retry: Option<Instant>,
+}
+
+impl Owner {
+    /// From nothing to serving.
+    ///
+    /// # Errors
+    /// What keeps it from serving; whatever was attached is off again.
+    pub async fn start(state: Arc<State>) -> Result<Self> {
+        let config = &state.config;
+        let listen = super::listen(config)?;
+        if listen.is_empty() {
+            bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
+        }
+        let plan = config.plan_config(&listen);
+        let (sender, mut events) = mpsc::channel(BATCHES);
+        let source = source::start(source_config(&config.source), sender).await?;
+        let _first = state.source.set(source.status());
+        let mut cluster = Cluster::default();
+        let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
+        let dirty = cluster.apply(first);
+        let plans: Vec<_> = dirty
+            .services
+            .into_iter()
+            .filter_map(|name| plan::plan_service(&cluster, &name, &plan).map(|plan| (name, plan)))
+            .collect();
+        let cidrs = if config.service_cidrs.is_empty() {
+            cluster.objects.service_cidrs.clone().unwrap_or_default()
+        } else {
+            config.service_cidrs.clone()
+        };
+        if cidrs.is_empty() && config.datapath.mode != Mode::Off {
+            bail!("serviceCIDRs: the cluster's API tells none: give them, like [10.96.0.0/12]");
+        }
+        state.change(|held| held.cidrs.clone_from(&cidrs));
+
+        let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs)?);
+        let resolver = Resolver::start(config.dns_config(&listen), datapath.answers()).await?;
+        let mut owner = Self { state, cluster, plan, datapath, resolver, events, _source: source, retry: None };
+        owner.publish().await;
+        for (name, plan) in plans {
+            owner.replace(name, Some(plan)).await;
+        }
+        owner.resolver.synced();
+        owner.datapath.attach().await?;
+        owner.state.ready.store(true, Ordering::Release);
+        Ok(owner)
+    }
+
+    /// Lets HTTP read, and gives the zone what comes from no Service.
+    async fn publish(&self) {
+        let _first = self.state.datapath.set(self.datapath.clone());
+        let _first = self.state.resolver.set(self.resolver.clone());
+        let records = plan::zone_records(&self.plan);
+        // No object has an empty name, so nothing else can own these records.
+        self.resolver.apply(&ObjectName::new("", ""), Some(&ServicePlan { records, ..ServicePlan::default() }));
+    }
+
+    /// Follows the cluster, until the task is cancelled: at any await, because each change is applied as a whole before the next.
+    pub async fn serve(&mut self) {
+        let mut source_lives = true;
+        loop {
+            let retry = self.retry;
+            tokio::select! {
+                batch = self.events.recv(), if source_lives => match batch {
+                    Some(batch) => self.take(batch).await,
+                    None => {
+                        source_lives = false;
+                        tracing::error!("the source ended: the last state stays; restart the agent to follow the cluster again");
+                        self.state.change(|held| held.trouble.push("the source ended: restart the agent".to_owned()));
+                    }
+                },
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => self.try_again().await,
+            }
+        }
+    }
+
+    /// Takes in a batch and whatever waits behind it: many events of one Service are one change.
+    async fn take(&mut self, batch: Vec<Event>) {
+        let mut events = batch;
+        while let Ok(more) = self.events.try_recv() {
+            events.extend(more);
+        }
+        let dirty = self.cluster.apply(events);
+        self.change(dirty).await;
+    }
+
+    async fn change(&mut self, dirty: Dirty) {
+        if dirty.cidrs {
+            self.set_cidrs().await;
+        }
+        // What goes, goes first: it makes room, and gives up addresses that others may have taken over.
+        let (come, gone): (Vec<_>, Vec<_>) = dirty
+            .services
+            .into_iter()
+            .map(|name| (plan::plan_service(&self.cluster, &name, &self.plan), name))
+            .partition(|(plan, _)| plan.is_some());
+        for (plan, name) in gone.into_iter().chain(come) {
+            self.replace(name, plan).await;
+        }
+    }
+
+    /// Names of what is gone go before its packets are refused; names of what comes are told when its packets are served.
+    async fn replace(&mut self, name: ObjectName, plan: Option<ServicePlan>) {
+        if plan.is_none() {
+            self.resolver.apply(&name, None);
+        }
+        let result = self.datapath.apply(&name, plan.as_ref()).await;
+        if plan.is_some() {
+            self.resolver.apply(&name, plan.as_ref());
+        }
+        self.state.changes.fetch_add(1, Ordering::Relaxed);
+        self.settle(&name, result);
+        self.state.change(|held| match plan {
+            Some(plan) => drop(held.plans.insert(name, plan)),
+            None => drop(held.plans.remove(&name)),
+        });
+    }
+
+    /// Remembers what the kernel refused, so that it is tried again and told.
+    fn settle(&mut self, name: &ObjectName, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                if self.state.change(|held| held.refused.remove(name)).is_some() {
+                    tracing::info!(service = %name, "the datapath took it");
+                }
+            }
+            Err(error) => {
+                self.state.errors.fetch_add(1, Ordering::Relaxed);
+                if self.state.change(|held| held.refused.insert(name.clone(), error.clone())).as_ref() != Some(&error) {
+                    tracing::error!(service = %name, %error, "the datapath refused it; it is tried again");
+                }
+                self.retry = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    async fn try_again(&mut self) {
+        self.retry = None;
+        for name in self.state.held(|held| held.refused.keys().cloned().collect::<Vec<_>>()) {
+            let plan = self.state.held(|held| held.plans.get(&name).cloned());
+            let result = self.datapath.apply(&name, plan.as_ref()).await;
+            self.settle(&name, result);
+        }
+    }
+
+    async fn set_cidrs(&mut self) {
+        // A configured list is the operator's word against the API's.
+        if !self.state.config.service_cidrs.is_empty() {
+            return;
+        }
+        let Some(cidrs) = self.cluster.objects.service_cidrs.clone().filter(|cidrs| !cidrs.is_empty()) else {
+            tracing::warn!("the API tells no service CIDR any more: the last ones stay claimed");
+            return;
+        };
+        match self.datapath.set_claims(&cidrs).await {
+            Ok(()) => {
+                tracing::info!(cidrs = super::list(&cidrs), "service CIDRs changed");
+                self.state.change(|held| held.cidrs = cidrs);
+            }
+            Err(error) => {
+                self.state.errors.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "the datapath refused the new service CIDRs: the last ones stay claimed");
+            }
+        }
+    }
+
+    /// Ends: no new queries, then the programs off.
+    ///
+    /// # Errors
+    /// What could not be taken off.
+    pub async fn stop(self) -> Result<()> {
+        self.state.ready.store(false, Ordering::Release);
+        self.resolver.shutdown().await;
+        self.datapath.stop().await
+    }
+}
+
+fn source_config(source: &Source) -> SourceConfig {
+    match source {
+        Source::Manifests(directory) => SourceConfig::Manifests(directory.clone()),
+        Source::Kubernetes { kubeconfig, context } => {
+            SourceConfig::Kubernetes { kubeconfig: kubeconfig.clone(), context: context.clone() }
+        }
+    }
+}
+
+/// Maps are sized once: for four times what there is now, and for a small cluster's growth.
+fn sizes(config: &crate::config::Config, plans: &[(ObjectName, ServicePlan)]) -> Sizes {
+    let count = |of: fn(&ServicePlan) -> usize| plans.iter().map(|(_, plan)| of(plan)).sum::<usize>();
+    let room = |now: usize, least: u32| {
+        u32::try_from(now.saturating_mul(4))
+            .unwrap_or(u32::MAX)
+            .max(least)
+            .checked_next_power_of_two()
+            .unwrap_or(1 << 31)
+    };
+    let services = count(|plan| plan.vips.len() + plan.frontends.len());
+    let endpoints = count(|plan| plan.frontends.iter().map(|f| f.endpoints.len() + f.draining.len()).sum());
+    let records = count(|plan| plan.records.len());
+    Sizes {
+        services: room(services, 1 << 14),
+        endpoints: room(endpoints, 1 << 16),
+        answers: room(records, 1 << 16).saturating_add(config.dns.cache.entries),
+    }
+}

@@ -1,0 +1,269 @@
+//! `gateway check`: what this node lacks, a line each, with what to do.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+};
+
+use nix::sys::statfs::{FsType, statfs};
+
+use crate::{
+    config::{Config, ReturnPath, Source},
+    kernel::Mode,
+    node,
+};
+
+/// Oldest kernel whose verifier and helpers the programs need; 6.6 brings TCX, before it TC goes by clsact.
+const OLDEST: (u32, u32) = (6, 1);
+const TCX: (u32, u32) = (6, 6);
+const BPFFS: FsType = FsType(0xcafe_4a11);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grade {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// Lines as they are found.
+struct Report {
+    failed: bool,
+}
+
+impl Report {
+    fn line(&mut self, grade: Grade, what: &str, says: &str) {
+        let word = match grade {
+            Grade::Ok => "ok",
+            Grade::Warn => "warn",
+            Grade::Fail => "fail",
+        };
+        self.failed |= grade == Grade::Fail;
+        println!("{word:<5} {what}: {says}");
+    }
+
+    fn ok(&mut self, what: &str, says: &str) {
+        self.line(Grade::Ok, what, says);
+    }
+
+    fn warn(&mut self, what: &str, says: &str) {
+        self.line(Grade::Warn, what, says);
+    }
+
+    fn fail(&mut self, what: &str, says: &str) {
+        self.line(Grade::Fail, what, says);
+    }
+}
+
+/// Checks and prints; false when the gateway cannot run here.
+pub(super) fn run(path: Option<&Path>) -> bool {
+    let mut report = Report { failed: false };
+    let config = match path.map(Config::load) {
+        Some(Ok(config)) => {
+            report.ok("config", "complete");
+            Some(config)
+        }
+        Some(Err(error)) => {
+            report.fail("config", &error.to_string());
+            None
+        }
+        None => {
+            report.warn("config", "not checked: give it with --config");
+            None
+        }
+    };
+    if config.as_ref().is_none_or(|config| config.datapath.mode != Mode::Off) {
+        kernel(&mut report);
+        capabilities(&mut report);
+        interfaces(&mut report, config.as_ref());
+    }
+    if let Some(config) = &config {
+        pin(&mut report, config);
+        source(&mut report, config);
+        ports(&mut report, config);
+    }
+    !report.failed
+}
+
+fn kernel(report: &mut Report) {
+    let release = node::sysctl("kernel/osrelease").unwrap_or_default();
+    match version(&release) {
+        Some(found) if found >= TCX => report.ok("kernel", &release),
+        Some(found) if found >= OLDEST => {
+            report.ok("kernel", &format!("{release}: no TCX before 6.6, TC programs go by clsact"));
+        }
+        Some(_) => report.fail("kernel", &format!("{release} is too old: run 6.1 or later")),
+        None => report.warn("kernel", &format!("version {release:?} is not understood: 6.1 or later is needed")),
+    }
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        report.ok("btf", "/sys/kernel/btf/vmlinux");
+    } else {
+        report.fail("btf", "/sys/kernel/btf/vmlinux is missing: run a kernel built with CONFIG_DEBUG_INFO_BTF=y");
+    }
+    match node::sysctl("net/core/bpf_jit_enable").as_deref() {
+        Some("0") => {
+            report.warn("jit", "net.core.bpf_jit_enable is 0, packets cost more: sysctl -w net.core.bpf_jit_enable=1")
+        }
+        _ => report.ok("jit", "on"),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn capabilities(report: &mut Report) {
+    // From linux/capability.h. CAP_SYS_ADMIN includes what CAP_BPF and CAP_PERFMON were split off from.
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const NEEDED: [(u32, &str); 3] = [(NET_ADMIN, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(held) = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return report.warn("permission", "/proc/self/status tells no capabilities: run as root");
+    };
+    let has = |bit: u32| held >> bit & 1 == 1;
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(bit, _)| !has(*bit) && (*bit == NET_ADMIN || !has(SYS_ADMIN)))
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        report.ok("permission", "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are held");
+    } else {
+        report.fail("permission", &format!("no {}: run as root, or give these capabilities", missing.join(", ")));
+    }
+}
+
+fn interfaces(report: &mut Report, config: Option<&Config>) {
+    let there = node::interfaces();
+    let (configured, cluster) =
+        config.map_or((&[][..], &[][..]), |config| (&config.uplinks[..], &config.cluster_interfaces[..]));
+    let uplinks = node::uplinks(configured);
+    if uplinks.is_empty() {
+        report.fail("uplinks", "there is no default route: name the interfaces in key `uplinks`");
+    }
+    for (key, name) in
+        uplinks.iter().map(|name| ("uplinks", name)).chain(cluster.iter().map(|name| ("clusterInterfaces", name)))
+    {
+        if !there.contains(name) {
+            report.fail(key, &format!("`{name}` does not exist; there are {}", there.join(", ")));
+            continue;
+        }
+        let driver = fs::read_link(format!("/sys/class/net/{name}/device/driver")).ok();
+        let driver = driver.as_deref().and_then(Path::file_name).map_or_else(
+            || "no device driver: TC in mode auto".to_owned(),
+            |driver| format!("driver {}", driver.to_string_lossy()),
+        );
+        if key == "uplinks" && node::addresses(name).is_empty() {
+            report.warn(key, &format!("`{name}` ({driver}) has no address: clients need one to route to"));
+        } else {
+            report.ok(key, &format!("`{name}` ({driver})"));
+        }
+        // The kernel takes the greater of the two. Packets that leave by XDP and TC never see the filter; those that go up the stack do.
+        let filter = |at: &str| node::sysctl(&format!("net/ipv4/conf/{at}/rp_filter"));
+        let strict = filter("all").max(filter(name)).as_deref() == Some("1");
+        if strict {
+            report.warn(
+                "rp_filter",
+                &format!("`{name}` is strict: with asymmetric routes set net.ipv4.conf.{name}.rp_filter=2"),
+            );
+        } else {
+            report.ok("rp_filter", &format!("`{name}` is not strict"));
+        }
+        if node::sysctl(&format!("net/ipv4/conf/{name}/forwarding")).as_deref() == Some("1") {
+            report.ok("forwarding", &format!("`{name}` forwards"));
+        } else {
+            let advice = "the kernel's route look-ups refuse there, so TC does the work and is slower";
+            report.warn(
+                "forwarding",
+                &format!("`{name}` does not forward, {advice}: sysctl -w net.ipv4.conf.{name}.forwarding=1"),
+            );
+        }
+    }
+}
+
+fn pin(report: &mut Report, config: &Config) {
+    let Some(pin) = &config.datapath.pin else {
+        return;
+    };
+    let key = "datapath.pin";
+    let there = pin.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    match statfs(there) {
+        Ok(stat) if stat.filesystem_type() == BPFFS => report.ok(key, &pin.display().to_string()),
+        Ok(_) => report.fail(
+            key,
+            &format!(
+                "{} is not on a bpffs: mount -t bpf bpf /sys/fs/bpf, and choose a directory below it",
+                pin.display()
+            ),
+        ),
+        Err(error) => report.fail(key, &format!("{}: {error}: mount -t bpf bpf /sys/fs/bpf", there.display())),
+    }
+}
+
+fn source(report: &mut Report, config: &Config) {
+    match &config.source {
+        Source::Manifests(directory) => match fs::read_dir(directory) {
+            Ok(_) => report.ok("source.manifests", &directory.display().to_string()),
+            Err(error) => report.fail(
+                "source.manifests",
+                &format!("{}: {error}: give a directory that can be read", directory.display()),
+            ),
+        },
+        Source::Kubernetes { kubeconfig: Some(file), .. } => match fs::File::open(file) {
+            Ok(_) => report.ok("source.kubernetes.kubeconfig", &file.display().to_string()),
+            Err(error) => report.fail(
+                "source.kubernetes.kubeconfig",
+                &format!("{}: {error}: give a kubeconfig that can be read", file.display()),
+            ),
+        },
+        Source::Kubernetes { .. } => report.ok("source.kubernetes", "in-cluster or the default kubeconfig"),
+    }
+    if config.return_path == ReturnPath::Routed {
+        report.warn("returnPath", "routed: every node must route the client subnets back through this one");
+    }
+}
+
+fn ports(report: &mut Report, config: &Config) {
+    let addresses = if config.dns.listen.is_empty() {
+        node::uplink_addresses(&config.uplinks).into_iter().map(|ip| SocketAddr::new(ip, 53)).collect()
+    } else {
+        config.dns.listen.clone()
+    };
+    if addresses.is_empty() {
+        report.fail("dns.listen", "the uplinks have no address: name addresses in key `dns.listen`");
+    }
+    for address in addresses {
+        port(report, "dns.listen", address, "udp", UdpSocket::bind(address).map(drop));
+        port(report, "dns.listen", address, "tcp", TcpListener::bind(address).map(drop));
+    }
+    port(report, "http", config.http, "tcp", TcpListener::bind(config.http).map(drop));
+}
+
+fn port(report: &mut Report, key: &str, address: SocketAddr, transport: &str, bound: io::Result<()>) {
+    let advice = match bound.as_ref().map_err(io::Error::kind) {
+        Ok(()) => return report.ok(key, &format!("{address}/{transport} is free")),
+        Err(io::ErrorKind::AddrInUse) => {
+            "is in use (by a running gateway?): stop that program, or choose another address"
+        }
+        Err(io::ErrorKind::AddrNotAvailable) => "is not an address of this node: give one that `ip address` shows",
+        Err(io::ErrorKind::PermissionDenied) => "is not permitted: run as root, or give CAP_NET_BIND_SERVICE",
+        Err(_) => "cannot be bound: choose another address",
+    };
+    report.fail(key, &format!("{address}/{transport} {advice}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn kernel_versions_of_distributions_are_understood() {
+        assert_eq!(version("6.1.0-28-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("5.15.0-1.el9"), Some((5, 15)));
+        assert_eq!(version("6.18+"), Some((6, 18)));
+        assert_eq!(version("next"), None);
+    }
+}
