@@ -367,8 +367,8 @@ pub struct Bucket {
 
 // ---------------------------------------------------------------------------------------------- dns
 
-/// Key of `ANSWERS`.
-#[repr(C)]
+/// Key of `ANSWERS`. Aligned so that the name is folded a word at a time.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DnsKey {
     /// Name in wire format with its root byte, ASCII letters folded to lower case, rest zero.
@@ -394,7 +394,8 @@ pub mod dns_key {
 }
 
 /// One answer: everything between the question and OPT, ready to be copied behind any client's question.
-/// Names in the body point to the question (0xC00C) or are spelt out.
+/// Names in the body are spelt out, or point into the question or to an earlier name of the body: as the key fixes the question's
+/// length, positions in the message are known when the entry is made.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsEntry {
@@ -442,6 +443,9 @@ pub struct DnsEntry {
 pub mod dns_entry {
     /// From the cluster zone: authoritative, matches whatever DO and CD the query has.
     pub const ZONE: u8 = 1;
+    /// On a zone's [`dns_key::EXISTS`](super::dns_key::EXISTS) entry: the name is an alias (it owns a CNAME), so types without an entry of their own
+    /// are not NODATA but the forwarder's, which follows the alias.
+    pub const ALIAS: u8 = 1 << 1;
 }
 
 /// A body too large for a [`DnsEntry`].
