@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ use crate::{
     clients,
     lab::Lab,
     netns::Namespace,
-    process::{Process, wait_for},
+    process::{NotYet, Process, wait_for},
     topology::{GUEST, Node, SERVICE_CIDR, UPSTREAM},
 };
 
@@ -132,11 +132,13 @@ impl<'lab> Gateway<'lab> {
         let node = self.lab.node(Node::Gateway);
         wait_for("the gateway's /readyz", within, || {
             if let Some(status) = self.process.ended() {
-                bail!("the gateway ended: {status}:\n{}", self.process.said());
+                return Err(NotYet::Never(anyhow!("the gateway ended: {status}")));
             }
             let response = node.enter(|| clients::http_get(HTTP.into(), "/readyz"))?;
-            ensure!(response.status == 200, "{} {}", response.status, response.text());
-            Ok(())
+            match response.status {
+                200 => Ok(()),
+                status => Err(NotYet::Later(anyhow!("{status} {}", response.text()))),
+            }
         })
         .with_context(|| format!("the gateway's log:\n{}", self.process.said()))
     }

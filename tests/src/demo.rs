@@ -95,17 +95,14 @@ fn stop_on_signals() -> Result<()> {
 
 fn picture(lab: &Lab) {
     println!("A cluster, a gateway and a client, in network namespaces of this machine:\n");
-    println!(
-        "  client  {:<14} ---.                     .--- worker1  {}",
-        lab.topology.clients[0].address,
-        Node::Worker1.address()
-    );
-    println!("                             |                     |      {}", pods_of(lab, Node::Worker1));
-    println!("                             +--- one network -----+--- worker2  {}", Node::Worker2.address());
-    println!("                             |                     |      {}", pods_of(lab, Node::Worker2));
-    println!("  DNS for the                |                     '--- GATEWAY  {GATEWAY}");
-    println!("  outside {UPSTREAM:<14} ---'                            {}", pods_of(lab, Node::Gateway));
-    println!("\n  Service shop/web: {NAME} = {VIP}, port 80, those three pods");
+    let outside =
+        [format!("client {} --+", lab.topology.clients[0].address), "+".into(), format!("DNS outside {UPSTREAM} --+")];
+    let lines = ["                   ", "--- one network ---", "                   "];
+    let nodes = [("worker1", Node::Worker1), ("worker2", Node::Worker2), ("GATEWAY", Node::Gateway)];
+    for ((outside, line), (name, node)) in outside.iter().zip(lines).zip(nodes) {
+        println!("  {outside:>26}{line}+-- {name} {:<13} {}", node.address(), pods_of(lab, node));
+    }
+    println!("\n  Service shop/web: {NAME} = {VIP}, port 80, on those three pods");
 }
 
 fn pods_of(lab: &Lab, node: Node) -> String {

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 
 use crate::{
     agent::{Gateway, GatewayConfig},
     manifests::Manifests,
     netns::{Namespace, Record, ip_batch},
-    process::{Process, wait_for},
+    process::{NotYet, Process, wait_for},
     topology::{
         Access, ECHO_PORT, GATEWAY, HTTP_PORT, Node, Offloads, Pod, ROUTER_LAN, ROUTER_OFFICE, SERVICE_CIDR, Topology,
         UPSTREAM, Wiring,
@@ -391,9 +391,9 @@ impl Lab {
         }
         for process in pods.values_mut() {
             wait_for("the pod's servers", Duration::from_secs(10), || match process.ended() {
-                Some(status) => bail!("{} ended: {status}: {}", process.name, process.said()),
+                Some(status) => Err(NotYet::Never(anyhow!("{} ended: {status}: {}", process.name, process.said()))),
                 None if process.said().contains("serving") => Ok(()),
-                None => bail!("{} is silent", process.name),
+                None => Err(NotYet::Later(anyhow!("{} is silent", process.name))),
             })?;
         }
         if self.topology.upstream {

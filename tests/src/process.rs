@@ -95,19 +95,35 @@ impl Drop for Process {
     }
 }
 
+/// Why what is waited for is not there.
+#[derive(Debug)]
+pub enum NotYet {
+    /// It may come.
+    Later(anyhow::Error),
+    /// It will never come.
+    Never(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for NotYet {
+    fn from(error: E) -> Self {
+        Self::Later(error.into())
+    }
+}
+
 /// Waits until `check` gives a value, asking every 20 ms.
 ///
 /// # Errors
 /// What was waited for, and the last reason why it was not so.
-pub fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn wait_for<T>(what: &str, within: Duration, mut check: impl FnMut() -> Result<T, NotYet>) -> Result<T> {
     let began = Instant::now();
     loop {
         match check() {
             Ok(value) => return Ok(value),
-            Err(error) if began.elapsed() >= within => {
+            Err(NotYet::Never(error)) => return Err(error.context(what.to_owned())),
+            Err(NotYet::Later(error)) if began.elapsed() >= within => {
                 return Err(error.context(format!("{what}: not within {within:?}")));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            Err(NotYet::Later(_)) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{fs, net::UdpSocket, path::Path, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 
 use crate::{
     netns::Namespace,
-    process::{Process, wait_for},
+    process::{NotYet, Process, wait_for},
     topology::UPSTREAM,
 };
 
@@ -51,9 +51,9 @@ pub fn start(namespace: &Namespace, dir: &Path) -> Result<Process> {
     let query = [0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 1];
     wait_for("the upstream DNS server", Duration::from_secs(10), || {
         if let Some(status) = process.ended() {
-            bail!("unbound ended: {status}: {}", process.said());
+            return Err(NotYet::Never(anyhow!("unbound ended: {status}: {}", process.said())));
         }
-        namespace.enter(|| {
+        namespace.enter(|| -> Result<(), NotYet> {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_read_timeout(Some(Duration::from_millis(200)))?;
             socket.connect((UPSTREAM, 53))?;
