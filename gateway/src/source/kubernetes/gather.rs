@@ -1,0 +1,176 @@
+//! What the watchers tell → batches of events. Pure: no time, no network.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::watch::{Item, Kind, Message, What};
+use crate::model::{Cluster, Event, ObjectName};
+
+/// One kind's state.
+#[derive(Debug, Default)]
+struct State {
+    /// Objects that were told of.
+    known: BTreeSet<ObjectName>,
+    /// Objects of a list that is not complete yet.
+    listing: Option<BTreeMap<ObjectName, Option<Item>>>,
+    /// Its first list is complete, or is not to be had.
+    settled: bool,
+    /// The server's last word on it was a good one.
+    answered: bool,
+    failure: Option<String>,
+    /// What is wrong with its objects.
+    problems: BTreeMap<ObjectName, Vec<String>>,
+}
+
+/// Gathers all kinds into one stream.
+#[derive(Debug, Default)]
+pub(super) struct Gatherer {
+    kinds: BTreeMap<Kind, State>,
+    cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
+    /// Until every kind is settled: what will be the snapshot.
+    early: Vec<Event>,
+    synced: bool,
+    /// Something that [`Gatherer::news`] tells has changed.
+    news: bool,
+}
+
+impl Gatherer {
+    /// The events of a batch of messages; the first that are not empty are the snapshot.
+    pub(super) fn take(&mut self, messages: impl Iterator<Item = Message>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for Message { kind, what } in messages {
+            self.one(kind, what, &mut events);
+        }
+        if self.synced {
+            return events;
+        }
+        self.early.append(&mut events);
+        let settled = |kind: &Kind| self.kinds.get(kind).is_some_and(|state| state.settled);
+        if !Kind::ALL.iter().all(settled) {
+            return Vec::new();
+        }
+        self.synced = true;
+        let mut whole = Cluster::default();
+        whole.apply(self.early.drain(..));
+        vec![Event::Snapshot(Box::new(whole.objects))]
+    }
+
+    /// Whether the server answers for what is required, and everything that is wrong; nothing when that is as before.
+    pub(super) fn news(&mut self) -> Option<(bool, Vec<String>)> {
+        if !std::mem::take(&mut self.news) {
+            return None;
+        }
+        let answered = |kind: &Kind| self.kinds.get(kind).is_some_and(|state| state.answered);
+        let connected = Kind::ALL.iter().filter(|kind| kind.required()).all(answered);
+        let failures = self.kinds.values().filter_map(|state| state.failure.clone());
+        let objects = self.kinds.values().flat_map(|state| state.problems.values().flatten().cloned());
+        Some((connected, failures.chain(objects).collect()))
+    }
+
+    fn one(&mut self, kind: Kind, what: What, events: &mut Vec<Event>) {
+        let state = self.kinds.entry(kind).or_default();
+        match what {
+            What::ListBegins => state.listing = Some(BTreeMap::new()),
+            What::Object { key, item, problems } => {
+                self.news |= state.say(&key, problems);
+                match (item, &mut state.listing) {
+                    (item, Some(listing)) => drop(listing.insert(key, item)),
+                    (Some(item), None) => self.put(kind, key, item, events),
+                    (None, None) => self.remove(kind, &key, events),
+                }
+            }
+            What::Gone(key) => {
+                self.news |= state.say(&key, Vec::new());
+                self.remove(kind, &key, events);
+            }
+            What::Listed => {
+                let listed = state.listing.take().unwrap_or_default();
+                state.settled = true;
+                state.problems.retain(|key, _| listed.contains_key(key));
+                self.news = true;
+                let stays = |key: &ObjectName| listed.get(key).is_some_and(Option::is_some);
+                let gone: Vec<_> = state.known.iter().filter(|key| !stays(key)).cloned().collect();
+                for key in gone {
+                    self.remove(kind, &key, events);
+                }
+                if kind == Kind::Cidrs && listed.is_empty() {
+                    // Allowed to list, and there are none: that is known, too.
+                    events.push(self.service_cidrs());
+                }
+                for (key, item) in listed {
+                    if let Some(item) = item {
+                        self.put(kind, key, item, events);
+                    }
+                }
+            }
+            What::Answered => {
+                self.news |= !state.answered || state.failure.is_some();
+                state.answered = true;
+                state.failure = None;
+            }
+            What::Failed { error, refused } => {
+                // An optional kind that the server refuses does not keep the gateway waiting.
+                state.settled |= refused && !kind.required();
+                state.answered = false;
+                let plural = kind.plural();
+                let mend = match (refused, kind) {
+                    (false, _) => "it is tried again".to_owned(),
+                    (true, Kind::Cidrs) => {
+                        format!("allow list and watch of {plural} in its ClusterRole, or set serviceCIDRs")
+                    }
+                    (true, _) => format!("allow list and watch of {plural} in its ClusterRole"),
+                };
+                state.failure = Some(format!("{plural}: {error}; {mend}"));
+                self.news = true;
+            }
+        }
+    }
+
+    fn put(&mut self, kind: Kind, key: ObjectName, item: Item, events: &mut Vec<Event>) {
+        self.kinds.entry(kind).or_default().known.insert(key.clone());
+        events.push(match item {
+            Item::Service(service) => Event::Service(service),
+            Item::Slice(slice) => Event::Slice(slice),
+            Item::Namespace(name) => Event::Namespace(name),
+            Item::Node(node) => Event::Node(node),
+            Item::Cidrs(cidrs) => {
+                self.cidrs.insert(key, cidrs);
+                self.service_cidrs()
+            }
+        });
+    }
+
+    fn remove(&mut self, kind: Kind, key: &ObjectName, events: &mut Vec<Event>) {
+        if !self.kinds.entry(kind).or_default().known.remove(key) {
+            return;
+        }
+        events.push(match kind {
+            Kind::Services => Event::ServiceGone(key.clone()),
+            Kind::Slices => Event::SliceGone(key.clone()),
+            Kind::Namespaces => Event::NamespaceGone(key.name.clone()),
+            Kind::Nodes => Event::NodeGone(key.name.clone()),
+            Kind::Cidrs => {
+                self.cidrs.remove(key);
+                self.service_cidrs()
+            }
+        });
+    }
+
+    fn service_cidrs(&self) -> Event {
+        let all: BTreeSet<IpNet> = self.cidrs.values().flatten().copied().collect();
+        Event::ServiceCidrs(all.into_iter().collect())
+    }
+}
+
+impl State {
+    /// Keeps what is wrong with an object; whether that is news.
+    fn say(&mut self, key: &ObjectName, problems: Vec<String>) -> bool {
+        if problems.is_empty() {
+            return self.problems.remove(key).is_some();
+        }
+        let news = self.problems.get(key) != Some(&problems);
+        self.problems.insert(key.clone(), problems);
+        news
+    }
+}
