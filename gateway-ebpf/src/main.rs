@@ -1,4 +1,7 @@
-//! The kernel half of the gateway. Each entry point turns a verdict into an action.
+//! The kernel half of the gateway: XDP and TC programs over one datapath. See ARCHITECTURE.md, "One packet's way".
+//!
+//! Each entry point turns a [`path::Verdict`] into an action, by one exhaustive match; everything else is written once
+//! over [`frame::Frame`].
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
@@ -6,20 +9,33 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
-mod bpf {
-    use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+mod counters;
+#[cfg(target_arch = "bpf")]
+mod dns;
+#[cfg(target_arch = "bpf")]
+mod entries;
+#[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
+mod frame;
+#[cfg(target_arch = "bpf")]
+mod path;
+#[cfg(target_arch = "bpf")]
+mod reject;
+#[cfg(target_arch = "bpf")]
+mod send;
+#[cfg(target_arch = "bpf")]
+mod services;
+#[cfg(target_arch = "bpf")]
+mod settings;
 
-    #[xdp]
-    pub fn xdp_uplink(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
-    }
-
-    #[panic_handler]
-    fn panic(_info: &core::panic::PanicInfo) -> ! {
-        loop {}
-    }
-
-    #[unsafe(link_section = "license")]
-    #[unsafe(no_mangle)]
-    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
 }
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,90 @@
+//! The hash of a flow: it picks the endpoint and the first source port. Its seeds are constants, so that a lost record
+//! and a second gateway arrive at the same translation.
+
+use crate::maps::{Address, FlowKey};
+
+/// Seeds: the fractional digits of pi and e, as good as any others, never to be changed.
+const SEED: u32 = 0x243f_6a88;
+const PORT_SEED: u32 = 0xb7e1_5162;
+
+/// One round of MurmurHash3's body.
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let word = word.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    (hash ^ word).rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64)
+}
+
+/// MurmurHash3's finalizer: every input bit changes every output bit with a chance of one half.
+#[inline(always)]
+const fn finish(mut hash: u32) -> u32 {
+    hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
+    hash ^ (hash >> 16)
+}
+
+#[inline(always)]
+fn address<A: Address>(mut hash: u32, addr: &A) -> u32 {
+    let bytes = bytemuck::bytes_of(addr);
+    let mut at = 0;
+    while at + 4 <= A::LEN {
+        hash = mix(hash, u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
+        at += 4;
+    }
+    hash
+}
+
+#[inline(always)]
+fn tuple<A: Address>(seed: u32, key: &FlowKey<A>) -> u32 {
+    let hash = address(address(seed, &key.src), &key.dst);
+    let ports = u32::from_be_bytes([key.sport[0], key.sport[1], key.dport[0], key.dport[1]]);
+    finish(mix(mix(hash, ports), u32::from(key.proto)))
+}
+
+/// Which slot of the Service's table a new flow takes, before the remainder.
+#[inline(always)]
+pub fn endpoint<A: Address>(key: &FlowKey<A>) -> u32 {
+    tuple(SEED, key)
+}
+
+/// As [`endpoint`], for a Service with ClientIP affinity: every port of a client goes to the same place.
+#[inline(always)]
+pub fn affinity<A: Address>(client: &A) -> u32 {
+    finish(address(SEED, client))
+}
+
+/// Where the search for a free source port begins, independent of the endpoint's hash.
+#[inline(always)]
+pub fn source_port<A: Address>(key: &FlowKey<A>) -> u32 {
+    tuple(PORT_SEED, key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> FlowKey<[u8; 4]> {
+        FlowKey::new([10, 90, 1, 100], [10, 1, 0, 7], port.to_be_bytes(), 80u16.to_be_bytes(), 6)
+    }
+
+    #[test]
+    fn the_hash_never_changes() {
+        // Another gateway, or the next version, must choose what this one chose.
+        assert_eq!((endpoint(&key(40_000)), source_port(&key(40_000))), (HASH, PORT));
+        assert_eq!(affinity(&[10u8, 90, 1, 100]), CLIENT);
+    }
+    const HASH: u32 = 2_749_117_353;
+    const PORT: u32 = 3_242_397_169;
+    const CLIENT: u32 = 0;
+
+    #[test]
+    fn consecutive_ports_spread_evenly() {
+        let mut slots = [0u32; 97];
+        for port in 0..u16::MAX {
+            slots[endpoint(&key(port)) as usize % 97] += 1;
+        }
+        let mean = f64::from(u16::MAX) / 97.0;
+        for count in slots {
+            assert!((f64::from(count) - mean).abs() < mean * 0.2, "{count} of {mean}");
+        }
+    }
+}

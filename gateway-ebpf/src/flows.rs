@@ -1,0 +1,203 @@
+//! The flow table: looked up once a packet, its two records kept in step.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap, LruHashMap},
+};
+use gateway_common::{
+    Reason,
+    limits::{SNAT_ATTEMPTS, capacity},
+    maps::{Config, Endpoint, FlowKey, Service, config, endpoint, flow, tcp},
+    net::{
+        hash,
+        headers::TCP,
+        parse::Packet4,
+        translate::{self, Flow4, Key4},
+    },
+};
+
+use crate::{counters::count, path::Role, settings::now};
+
+#[map]
+static FLOWS4: HashMap<FlowKey<[u8; 4]>, Flow4> = HashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(capacity::ENDPOINTS, 0);
+#[map]
+static CLIENT_HOPS4: LruHashMap<[u8; 4], u32> = LruHashMap::with_max_entries(capacity::CLIENT_HOPS, 0);
+
+/// The kernel's "there is one already".
+const EEXIST: i32 = -17;
+
+/// What the table knows about a packet.
+pub enum Found {
+    /// Its record, and the index of its next hop.
+    Flow(&'static mut Flow4, u32),
+    /// Its endpoint is gone, and the flow with it.
+    Gone,
+    /// Nothing that may be used.
+    Miss,
+}
+
+#[inline(always)]
+fn get(key: &Key4) -> Option<&'static mut Flow4> {
+    // SAFETY: elements of a preallocated hash map stay mapped while the program runs. A record is written by the CPUs that
+    // carry its direction and by the agent; its fields are plain integers, and a race costs at most a count.
+    FLOWS4.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+}
+
+/// The endpoint at an index, while there is one.
+#[inline(always)]
+pub fn endpoint(index: u32) -> Option<&'static Endpoint> {
+    // SAFETY: elements of an array map live as long as the program; the agent's writes change plain integers.
+    let endpoint = ENDPOINTS.get_ptr(index).map(|endpoint| unsafe { &*endpoint })?;
+    if index == 0 || endpoint.generation == 0 { None } else { Some(endpoint) }
+}
+
+/// Finds the record that carries this packet.
+#[inline(always)]
+pub fn find(role: Role, packet: &Packet4) -> Found {
+    let Some(flow) = get(&packet.key) else { return Found::Miss };
+    if flow.flags & flow::FORWARD == 0 {
+        // Replies of this node's own sockets leave it, all others come in.
+        let leaves = flow.flags & flow::LOCAL != 0;
+        return if leaves == (role == Role::Egress) {
+            let hop = flow.nexthop;
+            Found::Flow(flow, hop)
+        } else {
+            Found::Miss
+        };
+    }
+    if role != Role::Uplink {
+        return Found::Miss;
+    }
+    let opens = packet.key.proto == TCP && packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    if opens && flow.tcp != 0 && over(&packet.key, flow) {
+        return Found::Miss;
+    }
+    match endpoint(flow.endpoint) {
+        Some(endpoint) if endpoint.generation == flow.generation => Found::Flow(flow, endpoint.nexthop),
+        _ if packet.key.proto == TCP && !opens => {
+            flow.tcp |= tcp::RST;
+            Found::Gone
+        }
+        _ => {
+            count(Reason::FlowMoved);
+            Found::Miss
+        }
+    }
+}
+
+/// A TCP conversation has ended: by a reset from either side, or by both sides' FIN.
+#[inline(never)]
+fn over(key: &Key4, flow: &Flow4) -> bool {
+    let back = get(&flow.twin(key.proto)).map_or(0, |twin| twin.tcp);
+    (flow.tcp | back) & tcp::RST != 0 || flow.tcp & back & tcp::FIN != 0
+}
+
+/// Counts a packet in its record. Once a second the other direction's record is looked after.
+#[inline(always)]
+pub fn touch(config: &Config, packet: &Packet4, flow: &mut Flow4, hz: u64) {
+    let now = now();
+    flow.seen = now;
+    flow.packets += 1;
+    flow.bytes += u64::from(packet.total);
+    flow.tcp |= packet.flags;
+    if now.wrapping_sub(flow.checked) >= hz {
+        flow.checked = now;
+        look_after(config, &packet.key, flow);
+    }
+}
+
+/// Rebuilds the other direction's record when it went missing, and learns the client's next hop.
+#[inline(never)]
+fn look_after(_config: &Config, key: &Key4, flow: &mut Flow4) {
+    if flow.flags & flow::REVERSE != 0 {
+        flow.nexthop = client_hop(flow.new_dst);
+        if endpoint(flow.endpoint).is_none_or(|endpoint| endpoint.generation != flow.generation) {
+            return;
+        }
+    }
+    let twin_key = flow.twin(key.proto);
+    if get(&twin_key).is_some() {
+        return;
+    }
+    let mut twin = translate::twin(key, flow);
+    if twin.flags & flow::REVERSE != 0 {
+        twin.nexthop = client_hop(twin.new_dst);
+    }
+    if FLOWS4.insert(twin_key, twin, u64::from(BPF_NOEXIST)).is_ok() {
+        count(Reason::FlowRebuilt);
+    }
+}
+
+/// The next hop towards a client, 0 while unknown.
+#[inline(always)]
+fn client_hop(client: [u8; 4]) -> u32 {
+    // SAFETY: the value is one integer, read at once.
+    unsafe { CLIENT_HOPS4.get(client) }.copied().unwrap_or(0)
+}
+
+/// Begins a flow from `packet` to the endpoint at `index`: both records, the reverse one first, so that no reply meets a gap.
+#[inline(never)]
+pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, index: u32) -> Result<(), Reason> {
+    let Some(endpoint) = endpoint(index) else { return Err(Reason::NoEndpoint) };
+    let key = &packet.key;
+    let local = endpoint.flags & endpoint::LOCAL != 0;
+    let keeps = local || config.flags & config::ROUTED != 0;
+    let hash = hash::source_port(key);
+    let ports = u32::from(config.snat_ports);
+    if ports == 0 || (!keeps && config.snat4_len == 0) {
+        return Err(Reason::SnatExhausted);
+    }
+    let addr = &endpoint.addr;
+    let src = if keeps { key.src } else { snat_address(config, hash) };
+    let mut to = FlowKey::new(src, [addr[0], addr[1], addr[2], addr[3]], key.sport, endpoint.port, key.proto);
+    let now = now();
+    let flags = flow::FORWARD | if local { flow::LOCAL } else { 0 } | if keeps { flow::ROUTED } else { 0 };
+    let mut attempt = 0;
+    while attempt < SNAT_ATTEMPTS {
+        // A client that keeps its address also keeps its port, unless it uses that port towards two VIPs of one endpoint.
+        if !keeps || attempt > 0 {
+            let offset = (hash & 0xffff).wrapping_add(attempt) % ports;
+            to.sport = (config.snat_port.wrapping_add(offset as u16)).to_be_bytes();
+        }
+        attempt += 1;
+        let mut forward = translate::record(key, &to);
+        forward.seen = now;
+        forward.checked = now;
+        forward.created = now;
+        forward.endpoint = index;
+        forward.generation = endpoint.generation;
+        forward.service = service.id;
+        forward.flags = flags;
+        forward.view = view as u8;
+        let mut reverse = translate::twin(key, &forward);
+        reverse.nexthop = client_hop(key.src);
+        let reverse_key = forward.twin(key.proto);
+        match FLOWS4.insert(reverse_key, reverse, u64::from(BPF_NOEXIST)) {
+            Ok(()) => {}
+            Err(EEXIST) => match get(&reverse_key) {
+                // Ours: the forward record was lost, or its conversation is over.
+                Some(old) if translate::same(old, &reverse) => *old = reverse,
+                _ => continue,
+            },
+            Err(_) => return Err(Reason::FlowTableFull),
+        }
+        if FLOWS4.insert(key, forward, u64::from(BPF_ANY)).is_err() {
+            let _ = FLOWS4.remove(reverse_key);
+            return Err(Reason::FlowTableFull);
+        }
+        count(Reason::FlowCreated);
+        return Ok(());
+    }
+    Err(Reason::SnatExhausted)
+}
+
+#[inline(always)]
+fn snat_address(config: &Config, hash: u32) -> [u8; 4] {
+    let most = config.snat4.len() as u32;
+    let used = if config.snat4_len > most { most } else { config.snat4_len };
+    let index = (hash >> 16) % if used == 0 { 1 } else { used };
+    config.snat4.get(index as usize).copied().unwrap_or_default()
+}

@@ -1,0 +1,232 @@
+//! Out of the right interface, or up.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::{
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
+    },
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh},
+    macros::map,
+    maps::Array,
+};
+use gateway_common::{
+    Reason,
+    limits::capacity,
+    maps::{Config, NextHop, flow, nexthop},
+    net::{
+        error::Error,
+        headers::{ETHERTYPE_IPV4, Ethernet, IPV4_LEN, Ipv4, Ports},
+        parse::Packet4,
+        translate::{self, Flow4},
+    },
+};
+
+use crate::{
+    counters::count,
+    flows,
+    frame::{Frame, REFUSED},
+    path::{Role, Verdict, discard, hz, pass},
+    reject, services,
+};
+
+#[map]
+static NEXTHOPS: Array<NextHop> = Array::with_max_entries(capacity::NEXTHOPS, 0);
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+/// Where a packet leaves.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By this interface, with these MACs.
+    Frame(&'static NextHop),
+    /// By this interface; the kernel resolves and writes the MACs.
+    Neighbour(u32, [u8; 16], bool),
+    /// By this interface, which has none.
+    Bare(u32),
+    /// Not from here: TC can.
+    Tc(Reason),
+    /// It does not fit; this would.
+    TooBig(u16),
+    /// Nowhere.
+    Not,
+}
+
+/// A packet of a known flow.
+#[inline(always)]
+pub fn known<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    role: Role,
+    packet: &Packet4,
+    flow: &'static mut Flow4,
+    hop: u32,
+) -> Verdict {
+    if F::XDP && frame.is_partial(packet) {
+        return pass(Reason::PartialChecksum);
+    }
+    let forward = flow.flags & flow::FORWARD != 0;
+    let done = if forward { Reason::Forwarded } else { Reason::Replied };
+    if flow.flags & flow::LOCAL != 0 {
+        if let Err(reason) = translate(frame, packet, flow, false) {
+            return discard(reason);
+        }
+        flows::touch(config, packet, flow, hz(config));
+        count(done);
+        if role == Role::Uplink {
+            count(Reason::Local);
+        }
+        return Verdict::Pass;
+    }
+    if packet.ttl <= 1 {
+        let whole = services::whole(packet);
+        return reject::icmp(frame, config, &whole, Some(packet), (Error::TIME_EXCEEDED, Reason::TtlExceeded));
+    }
+    let way = if hop == 0 { unknown(frame, packet, flow) } else { resolved(frame, packet, hop) };
+    match way {
+        Way::Tc(reason) => return pass(reason),
+        Way::Not => return discard(Reason::NoRoute),
+        Way::TooBig(mtu) => {
+            let whole = services::whole(packet);
+            return reject::icmp(frame, config, &whole, Some(packet), (Error::too_big(mtu), Reason::TooBig));
+        }
+        Way::Frame(_) | Way::Neighbour(..) | Way::Bare(_) => {}
+    }
+    if let Err(reason) = translate(frame, packet, flow, true) {
+        return discard(reason);
+    }
+    flows::touch(config, packet, flow, hz(config));
+    count(done);
+    leave(frame, way)
+}
+
+/// Rewrites the headers.
+#[inline(always)]
+fn translate<F: Frame>(frame: &mut F, packet: &Packet4, flow: &Flow4, hop: bool) -> Result<(), Reason> {
+    frame.fix_checksum(packet, flow)?;
+    let Some(ip) = frame.at::<Ipv4>(F::L3) else { return Err(REFUSED) };
+    translate::ipv4(ip, flow, hop);
+    let Some(ports) = frame.at::<Ports>(F::L3 + IPV4_LEN) else { return Err(REFUSED) };
+    translate::ports(ports, flow);
+    Ok(())
+}
+
+/// The way by a next hop that the agent has found.
+#[inline(always)]
+fn resolved<F: Frame>(frame: &F, packet: &Packet4, index: u32) -> Way {
+    // SAFETY: elements of an array map live as long as the program; the agent's writes change plain bytes.
+    let Some(hop) = NEXTHOPS.get_ptr(index).map(|hop| unsafe { &*hop }) else { return Way::Not };
+    if hop.ifindex == 0 {
+        return Way::Not;
+    }
+    let fits = hop.mtu == 0 || frame.wire_len(packet) <= u32::from(hop.mtu);
+    if F::XDP {
+        const READY: u16 = nexthop::RESOLVED | nexthop::XDP;
+        return if hop.flags & (READY | nexthop::NO_L2) != READY {
+            Way::Tc(Reason::NextHopTc)
+        } else if !fits {
+            Way::Tc(Reason::TooBigTc)
+        } else {
+            Way::Frame(hop)
+        };
+    }
+    if !fits {
+        Way::TooBig(hop.mtu)
+    } else if hop.flags & nexthop::NO_L2 != 0 {
+        Way::Bare(hop.ifindex)
+    } else {
+        Way::Neighbour(hop.ifindex, hop.via, hop.flags & nexthop::V6 != 0)
+    }
+}
+
+/// The way that the kernel's routes say. XDP leaves that to TC: it cannot know whether the interface takes its frames.
+#[inline(always)]
+fn unknown<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
+    if F::XDP { Way::Tc(Reason::NextHopTc) } else { routed(frame, packet, flow) }
+}
+
+#[inline(never)]
+fn routed<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
+    // SAFETY: the struct is integers and unions of them; all zero is a value of it.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    params.family = AF_INET as u8;
+    params.l4_protocol = packet.key.proto;
+    params.ifindex = frame.ifindex();
+    params.__bindgen_anon_1.tot_len = frame.wire_len(packet) as u16;
+    params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(flow.new_src);
+    params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(flow.new_dst);
+    let len = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context and the parameters are valid for the call.
+    let ret = unsafe { fib_lookup(frame.context(), &raw mut params, len, 0) };
+    match ret as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {
+            // SAFETY: every bit pattern of the union is an address; for IPv4 it is the gateway or the destination itself.
+            let via = unsafe { params.__bindgen_anon_4.ipv4_dst }.to_ne_bytes();
+            let mut all = [0; 16];
+            all[0] = via[0];
+            all[1] = via[1];
+            all[2] = via[2];
+            all[3] = via[3];
+            Way::Neighbour(params.ifindex, all, false)
+        }
+        // SAFETY: the kernel has written the MTU there.
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Way::TooBig(unsafe { params.__bindgen_anon_1.mtu_result }),
+        _ => Way::Not,
+    }
+}
+
+/// Sends the translated frame.
+#[inline(always)]
+fn leave<F: Frame>(frame: &mut F, way: Way) -> Verdict {
+    match way {
+        Way::Frame(hop) => {
+            let Some(eth) = frame.at::<Ethernet>(0) else { return discard(REFUSED) };
+            *eth = Ethernet { dst: hop.dst, src: hop.src, kind: ETHERTYPE_IPV4 };
+            redirect(hop.ifindex);
+            Verdict::Redirect
+        }
+        Way::Bare(ifindex) => {
+            redirect(ifindex);
+            Verdict::Redirect
+        }
+        Way::Neighbour(ifindex, via, v6) => {
+            neighbour(ifindex, &via, v6);
+            Verdict::Redirect
+        }
+        Way::Tc(_) | Way::TooBig(_) | Way::Not => Verdict::Drop,
+    }
+}
+
+/// Remembers the interface for when the program has ended; it cannot fail without flags.
+#[inline(always)]
+fn redirect(ifindex: u32) {
+    // SAFETY: the helper checks the interface when the frame is sent.
+    let _ = unsafe { bpf_redirect(ifindex, 0) };
+}
+
+#[inline(always)]
+fn neighbour(ifindex: u32, via: &[u8; 16], v6: bool) {
+    let word = |i: usize| u32::from_ne_bytes([via[i], via[i + 1], via[i + 2], via[i + 3]]);
+    let all = [word(0), word(4), word(8), word(12)];
+    let mut params = bpf_redir_neigh {
+        nh_family: if v6 { AF_INET6 } else { AF_INET },
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: all },
+    };
+    // SAFETY: the parameters are valid for the call; without flags it cannot fail. Without an address the kernel asks its routes.
+    unsafe {
+        if all == [0; 4] {
+            bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0);
+        } else {
+            bpf_redirect_neigh(ifindex, &raw mut params, size_of::<bpf_redir_neigh>() as i32, 0);
+        }
+    }
+}
+
+/// A frame already addressed to its sender: out of where it came in.
+#[inline(always)]
+pub fn back<F: Frame>(frame: &F) -> Verdict {
+    redirect(frame.ifindex());
+    Verdict::Redirect
+}
