@@ -3,11 +3,11 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     macros::map,
-    maps::{Array, HashMap, LruHashMap},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use gateway_common::{
     Reason,
-    limits::{SNAT_ATTEMPTS, capacity},
+    limits::{MAX_SNAT_ADDRESSES, SNAT_ATTEMPTS, capacity},
     maps::{Config, Endpoint, FlowKey, Service, config, endpoint, flow, tcp},
     net::{
         hash,
@@ -26,8 +26,19 @@ static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(capacity::ENDPOINTS,
 #[map]
 static CLIENT_HOPS4: LruHashMap<[u8; 4], u32> = LruHashMap::with_max_entries(capacity::CLIENT_HOPS, 0);
 
+/// Scratch for the two records of a flow that begins: the stack is too small for them.
+#[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+struct Draft {
+    forward: Flow4,
+    reverse: Flow4,
+}
+
 /// The kernel's "there is one already".
 const EEXIST: i32 = -17;
+
+const _: () = assert!(MAX_SNAT_ADDRESSES.is_power_of_two());
 
 /// What the table knows about a packet.
 pub enum Found {
@@ -153,6 +164,10 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
     let addr = &endpoint.addr;
     let src = if keeps { key.src } else { snat_address(config, hash) };
     let mut to = FlowKey::new(src, [addr[0], addr[1], addr[2], addr[3]], key.sport, endpoint.port, key.proto);
+    let Some(draft) = DRAFT.get_ptr_mut(0) else { return Err(Reason::HelperFailed) };
+    // SAFETY: the pointer is to this CPU's own slot, which nothing else uses while the program runs.
+    let draft = unsafe { &mut *draft };
+    let client = client_hop(key.src);
     let now = now();
     let flags = flow::FORWARD | if local { flow::LOCAL } else { 0 } | if keeps { flow::ROUTED } else { 0 };
     let mut attempt = 0;
@@ -163,7 +178,8 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
             to.sport = (config.snat_port.wrapping_add(offset as u16)).to_be_bytes();
         }
         attempt += 1;
-        let mut forward = translate::record(key, &to);
+        draft.forward = translate::record(key, &to);
+        let forward = &mut draft.forward;
         forward.seen = now;
         forward.checked = now;
         forward.created = now;
@@ -172,19 +188,19 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
         forward.service = service.id;
         forward.flags = flags;
         forward.view = view as u8;
-        let mut reverse = translate::twin(key, &forward);
-        reverse.nexthop = client_hop(key.src);
+        draft.reverse = translate::twin(key, forward);
+        draft.reverse.nexthop = client;
         let reverse_key = forward.twin(key.proto);
-        match FLOWS4.insert(reverse_key, reverse, u64::from(BPF_NOEXIST)) {
+        match FLOWS4.insert(reverse_key, &draft.reverse, u64::from(BPF_NOEXIST)) {
             Ok(()) => {}
             Err(EEXIST) => match get(&reverse_key) {
                 // Ours: the forward record was lost, or its conversation is over.
-                Some(old) if translate::same(old, &reverse) => *old = reverse,
+                Some(old) if translate::same(old, &draft.reverse) => *old = draft.reverse,
                 _ => continue,
             },
             Err(_) => return Err(Reason::FlowTableFull),
         }
-        if FLOWS4.insert(key, forward, u64::from(BPF_ANY)).is_err() {
+        if FLOWS4.insert(key, &draft.forward, u64::from(BPF_ANY)).is_err() {
             let _ = FLOWS4.remove(reverse_key);
             return Err(Reason::FlowTableFull);
         }
@@ -196,8 +212,8 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
 
 #[inline(always)]
 fn snat_address(config: &Config, hash: u32) -> [u8; 4] {
-    let most = config.snat4.len() as u32;
-    let used = if config.snat4_len > most { most } else { config.snat4_len };
-    let index = (hash >> 16) % if used == 0 { 1 } else { used };
-    config.snat4.get(index as usize).copied().unwrap_or_default()
+    let index = (hash >> 16).checked_rem(config.snat4_len).unwrap_or(0);
+    // The verifier does not follow a remainder's bound; it does follow a mask's.
+    let index = core::hint::black_box(index) as usize & (MAX_SNAT_ADDRESSES - 1);
+    config.snat4[index]
 }
