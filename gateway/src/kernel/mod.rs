@@ -1,8 +1,48 @@
 //! The only room that knows aya: load, attach, apply the difference, keep next hops fresh, sweep, read back.
+//!
+//! ```text
+//! Kernel::load(&settings)?      maps and programs; nothing attached
+//!       .apply(name, plan)?     as often as the cluster changes, before and after attaching
+//!       .attach()?              programs onto interfaces; background threads start
+//!       .detach()?              everything off again (dropping does it, too)
+//! ```
+//!
+//! [`Kernel`] is shared as `Arc<Kernel>`: every call takes `&self` and none waits for the network. What goes on by itself (netlink
+//! events, neighbours, dead flows) does so in two threads of its own, in the network namespace of the thread that called
+//! [`Kernel::attach`]. [`Kernel::load`] and [`Kernel::attach`] belong into the same one.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::RangeInclusive, path::PathBuf};
+mod answers;
+mod attach;
+mod error;
+mod hops;
+mod info;
+mod load;
+mod netlink;
+mod places;
+mod readback;
+mod services;
+mod state;
+mod sweep;
+mod sysctl;
+mod table;
+mod worker;
+
+use std::{
+    net::IpAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use ipnet::IpNet;
+
+pub use self::{
+    error::KernelError,
+    info::{Attachment, BackendInfo, Counters, FlowInfo, ServiceInfo},
+    services::Totals,
+};
+use self::{state::Shared, worker::Worker};
+use crate::{dns::AnswerStore, model::ObjectName, plan::ServicePlan};
 
 /// `datapath.mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -92,54 +132,165 @@ pub struct Sizes {
     pub answers: u32,
 }
 
-/// An attached interface, for `gateway status`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Attachment {
-    /// Name.
-    pub interface: String,
-    /// `uplink` or `cluster`.
-    pub role: &'static str,
-    /// `native`, `generic` or null.
-    pub xdp: Option<&'static str>,
-    /// TC ingress (and egress on uplinks).
-    pub tc: bool,
-}
-
-/// A flow as people see it, for `gateway flows`.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FlowInfo {
-    /// `tcp`, `udp`.
-    pub protocol: &'static str,
-    /// Client `ip:port`.
-    pub client: String,
-    /// VIP `ip:port`.
-    pub vip: String,
-    /// Endpoint `ip:port`.
-    pub endpoint: String,
-    /// What the endpoint sees as source, `ip:port`.
-    pub source: String,
-    /// `syn`, `established`, `fin`, `rst`, `udp`.
-    pub state: &'static str,
-    /// Seconds since the last packet of either direction.
-    pub idle: f64,
-    /// Seconds since it began.
-    pub age: f64,
-    /// Packets client → endpoint.
-    pub packets_out: u64,
-    /// Packets endpoint → client.
-    pub packets_in: u64,
-    /// Bytes client → endpoint.
-    pub bytes_out: u64,
-    /// Bytes endpoint → client.
-    pub bytes_in: u64,
-    /// Number of the view.
-    pub view: u8,
-}
-
-/// Counters by [`gateway_common::Reason::name`].
-pub type Counters = BTreeMap<&'static str, u64>;
-
 /// The BPF object, built by `build.rs` and carried inside the binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
+
+/// The datapath. Dropping it takes everything off the node.
+#[derive(Debug)]
+pub struct Kernel {
+    shared: Arc<Shared>,
+    worker: Mutex<Option<Worker>>,
+}
+
+impl Kernel {
+    /// Loads maps and programs and fills `CONFIG`, `VIEWS4` and `CLAIMS4`; reserves the source ports. Nothing is attached.
+    ///
+    /// # Errors
+    /// Names the interface, key, program or right that is missing and what to do; nothing is left behind.
+    pub fn load(settings: &Settings) -> Result<Self, KernelError> {
+        if settings.mode == Mode::Off {
+            return Err(KernelError::Off);
+        }
+        if let Some(path) = &settings.pin {
+            return Err(KernelError::PinNotBuilt { path: path.clone() });
+        }
+        Ok(Self { shared: Arc::new(Shared::load(settings)?), worker: Mutex::new(None) })
+    }
+
+    /// Attaches to the uplinks and to the cluster interfaces, and from now on follows links, routes and neighbours: an interface
+    /// that vanishes and returns is attached again, one through which an endpoint is reached from now on is attached then.
+    ///
+    /// # Errors
+    /// When an uplink, or an interface of `clusterInterfaces`, cannot be attached as the mode asks; nothing stays attached.
+    pub fn attach(&self) -> Result<Vec<Attachment>, KernelError> {
+        self.shared.state().attach()?;
+        let mut worker = self.worker();
+        if worker.is_none() {
+            match Worker::start(&self.shared) {
+                Ok(started) => *worker = Some(started),
+                Err(error) => {
+                    self.shared.state().take_off();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(self.attachments())
+    }
+
+    /// Makes the datapath hold what `plan` says of that Service; `None` takes it out. A packet sees the state before or after.
+    ///
+    /// # Errors
+    /// When a map is full or refuses. What could not be done stays as it was, the rest is done.
+    pub fn apply(&self, name: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), KernelError> {
+        self.shared.state().apply(name, plan)
+    }
+
+    /// Replaces the claimed prefixes (the service CIDRs). VIPs outside them are claimed by themselves.
+    ///
+    /// # Errors
+    /// When the map is full or refuses.
+    pub fn set_claims(&self, cidrs: &[IpNet]) -> Result<(), KernelError> {
+        self.shared.state().set_claims(cidrs)
+    }
+
+    /// The kernel's DNS answers.
+    pub fn answers(&self) -> Arc<dyn AnswerStore> {
+        self.shared.answers()
+    }
+
+    /// What the datapath has counted, by reason, since it was loaded.
+    pub fn counters(&self) -> Counters {
+        self.shared.counters()
+    }
+
+    /// At most `limit` flows, in no order. Reads the flow table: not for the fast path.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
+        self.shared.flows(limit)
+    }
+
+    /// Number of flows, as the last sweep counted them, at most a few seconds ago.
+    pub fn flow_count(&self) -> usize {
+        self.shared.flow_count()
+    }
+
+    /// Every Service port in the datapath, with its endpoints, sorted by name.
+    pub fn services(&self) -> Vec<ServiceInfo> {
+        self.shared.state().services()
+    }
+
+    /// How many Services, ports and endpoints the datapath has.
+    pub fn totals(&self) -> Totals {
+        self.shared.state().totals()
+    }
+
+    /// What is attached now.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        self.shared.state().attachments()
+    }
+
+    /// Names of the uplinks: configured, or those of the default routes.
+    pub fn uplinks(&self) -> Vec<String> {
+        self.shared.state().uplinks().to_vec()
+    }
+
+    /// Global addresses of the uplinks now; the first IPv4 one is the gateway's own.
+    pub fn uplink_addresses(&self) -> Vec<IpAddr> {
+        self.shared.state().uplink_addresses().to_vec()
+    }
+
+    /// Addresses on which the kernel answers DNS: configured, or the uplinks' IPv4 addresses.
+    pub fn dns_addresses(&self) -> Vec<IpAddr> {
+        self.shared.state().dns_addresses()
+    }
+
+    /// Collects dead flows now, as the background does every few seconds; how many flows were ended.
+    ///
+    /// # Errors
+    /// When a map cannot be read or written.
+    pub fn sweep(&self) -> Result<usize, KernelError> {
+        self.shared.sweep().map(|swept| swept.ended)
+    }
+
+    /// Takes everything off the node: programs and sysctls. Done again by nobody: dropping afterwards does nothing.
+    ///
+    /// # Errors
+    /// When a sysctl cannot be put back; programs are off all the same.
+    pub fn detach(&self) -> Result<(), KernelError> {
+        // The threads first: they would attach again.
+        drop(self.worker().take());
+        self.shared.state().take_off();
+        self.shared.state().restore()
+    }
+
+    /// For `gateway detach`: puts back what an agent that was killed has left. Programs go with their agent unless they are
+    /// pinned. Says what was done.
+    ///
+    /// # Errors
+    /// When a sysctl cannot be put back.
+    pub fn detach_all(pin: Option<&Path>) -> Result<Vec<String>, KernelError> {
+        if let Some(path) = pin {
+            return Err(KernelError::PinNotBuilt { path: path.into() });
+        }
+        let mut done = Vec::new();
+        if let Some(ports) = sysctl::ReservedPorts::left_behind() {
+            ports.restore()?;
+            done.push("net.ipv4.ip_local_reserved_ports is as it was before".to_owned());
+        }
+        Ok(done)
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Err(error) = self.detach() {
+            tracing::warn!("{error}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The kernel's DNS answers: [`AnswerStore`] over `ANSWERS`, `LARGE` and `ZONES`.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::Ebpf;
+use gateway_common::{
+    limits::MAX_ZONES,
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+};
+
+use super::{KernelError, table::Table};
+use crate::dns::AnswerStore;
+
+/// Which bodies in `LARGE` belong to which answers.
+#[derive(Debug, Default)]
+struct Large {
+    ids: HashMap<DnsKey, u32>,
+    last: u32,
+}
+
+/// The maps of answers.
+#[derive(Debug)]
+pub(super) struct Answers {
+    answers: Table<DnsKey, DnsEntry>,
+    bodies: Table<u32, DnsLarge>,
+    zones: Table<u32, Zone>,
+    large: Mutex<Large>,
+}
+
+impl Answers {
+    pub(super) fn open(ebpf: &Ebpf) -> Result<Self, KernelError> {
+        Ok(Self {
+            answers: Table::open(ebpf, "ANSWERS")?,
+            bodies: Table::open(ebpf, "LARGE")?,
+            zones: Table::open(ebpf, "ZONES")?,
+            large: Mutex::default(),
+        })
+    }
+
+    fn large(&self) -> MutexGuard<'_, Large> {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a body under a number of its own: the answer that stands in the map keeps its own until it is replaced.
+    fn put_body(&self, large: &mut Large, body: &DnsLarge) -> io::Result<u32> {
+        loop {
+            large.last = large.last.checked_add(1).unwrap_or(1);
+            if self.bodies.insert(&large.last, body)? {
+                return Ok(large.last);
+            }
+        }
+    }
+}
+
+impl AnswerStore for Answers {
+    fn put(&self, key: &DnsKey, entry: &DnsEntry, body: Option<&DnsLarge>) -> io::Result<()> {
+        let mut large = self.large();
+        let mut entry = *entry;
+        entry.large = match body {
+            Some(body) => self.put_body(&mut large, body)?,
+            None => 0,
+        };
+        if let Err(error) = self.answers.put(key, &entry) {
+            if entry.large != 0 {
+                self.bodies.remove(&entry.large)?;
+            }
+            return Err(error);
+        }
+        let before = match entry.large {
+            0 => large.ids.remove(key),
+            id => large.ids.insert(*key, id),
+        };
+        if let Some(id) = before {
+            self.bodies.remove(&id)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, key: &DnsKey) -> io::Result<()> {
+        let mut large = self.large();
+        self.answers.remove(key)?;
+        if let Some(id) = large.ids.remove(key) {
+            self.bodies.remove(&id)?;
+        }
+        Ok(())
+    }
+
+    fn hits(&self, key: &DnsKey) -> Option<u64> {
+        self.answers.get(key).ok().flatten().map(|e| e.hits)
+    }
+
+    fn set_zone(&self, index: usize, zone: &Zone) -> io::Result<()> {
+        let slot = u32::try_from(index).ok().filter(|_| index < MAX_ZONES);
+        let slot =
+            slot.ok_or_else(|| io::Error::other(format!("zone {index}: the kernel has room for {MAX_ZONES}")))?;
+        self.zones.put(&slot, zone)
+    }
+}

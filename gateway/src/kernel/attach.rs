@@ -1,0 +1,315 @@
+//! Programs onto interfaces: which tier where, and the links that keep them there. Dropping a link detaches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
+        xdp::XdpLink,
+    },
+    util::KernelVersion,
+};
+
+use super::{
+    Attachment, KernelError, Mode,
+    error::{denied, errno},
+    netlink::{Kind, Link},
+};
+
+/// What an interface is to the gateway. The role is the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Clients come through it.
+    Uplink,
+    /// Endpoints are reached through it.
+    Cluster,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Uplink => "uplink",
+            Self::Cluster => "cluster",
+        }
+    }
+    const fn xdp(self) -> &'static str {
+        match self {
+            Self::Uplink => "xdp_uplink",
+            Self::Cluster => "xdp_cluster",
+        }
+    }
+    const fn tc(self) -> &'static str {
+        match self {
+            Self::Uplink => "tc_uplink",
+            Self::Cluster => "tc_cluster",
+        }
+    }
+}
+
+/// Catches replies of the node's own sockets.
+const TC_EGRESS: &str = "tc_egress";
+
+/// Every program that the agent loads.
+pub(super) const XDP_PROGRAMS: [&str; 3] = ["xdp_uplink", "xdp_cluster", "clock"];
+/// As [`XDP_PROGRAMS`], for TC.
+pub(super) const TC_PROGRAMS: [&str; 3] = ["tc_uplink", "tc_cluster", TC_EGRESS];
+
+/// How XDP comes onto an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tier {
+    /// Not at all.
+    None,
+    /// Native where the driver has it.
+    Try,
+    /// Native, or an error.
+    Native,
+    /// Generic.
+    Generic,
+}
+
+/// The rule: a driver is asked for XDP only where it pays and works; bridges, overlays and tunnels carry what XDP cannot send.
+const fn tier(mode: Mode, kind: Kind, role: Role) -> Tier {
+    let card = matches!(kind, Kind::Nic | Kind::Bond);
+    let frames = card || matches!(kind, Kind::Veth);
+    let uplink = matches!(role, Role::Uplink);
+    match mode {
+        Mode::Auto if card => Tier::Try,
+        Mode::Native if frames || uplink => Tier::Native,
+        Mode::Generic if frames || uplink => Tier::Generic,
+        Mode::Auto | Mode::Native | Mode::Generic | Mode::Tc | Mode::Off => Tier::None,
+    }
+}
+
+#[derive(Debug)]
+struct Attached {
+    name: String,
+    role: Role,
+    xdp: Option<(&'static str, XdpLink)>,
+    tc: Vec<SchedClassifierLink>,
+    kind: Kind,
+}
+
+/// The attached interfaces, by index.
+#[derive(Debug)]
+pub(super) struct Attacher {
+    mode: Mode,
+    attached: BTreeMap<u32, Attached>,
+    /// Interfaces that could not be attached: told once, tried again when they change.
+    failed: HashMap<u32, String>,
+}
+
+impl Attacher {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self { mode, attached: BTreeMap::new(), failed: HashMap::new() }
+    }
+
+    /// For people.
+    pub(super) fn list(&self) -> Vec<Attachment> {
+        self.attached
+            .values()
+            .map(|a| Attachment {
+                interface: a.name.clone(),
+                role: a.role.name(),
+                xdp: a.xdp.as_ref().map(|(mode, _)| *mode),
+                tc: !a.tc.is_empty(),
+            })
+            .collect()
+    }
+
+    /// Whether the interface is attached in that role, or in the one that includes it.
+    pub(super) fn has(&self, index: u32, role: Role) -> bool {
+        self.attached.get(&index).is_some_and(|a| a.role == role || a.role == Role::Uplink)
+    }
+
+    /// Whether XDP may redirect into the interface.
+    pub(super) fn takes_frames(&self, index: u32) -> bool {
+        self.attached.get(&index).is_some_and(|a| a.xdp.is_some() && matches!(a.kind, Kind::Nic | Kind::Veth))
+    }
+
+    /// The interface is gone, and what was attached with it.
+    pub(super) fn forget(&mut self, index: u32) -> bool {
+        self.failed.remove(&index);
+        self.attached.remove(&index).is_some()
+    }
+
+    /// Indices of what is attached as `role`.
+    pub(super) fn indices(&self, role: Role) -> BTreeSet<u32> {
+        self.attached.iter().filter(|(_, a)| a.role == role).map(|(i, _)| *i).collect()
+    }
+
+    /// Takes everything off.
+    pub(super) fn clear(&mut self) {
+        self.attached.clear();
+        self.failed.clear();
+    }
+
+    /// As [`Self::attach`], in the background: a failure is logged once for each interface and reason.
+    pub(super) fn attach_quietly(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> bool {
+        match self.attach(ebpf, link, role) {
+            Ok(new) => {
+                self.failed.remove(&link.index);
+                new
+            }
+            Err(error) => {
+                let why = error.to_string();
+                if self.failed.get(&link.index) != Some(&why) {
+                    tracing::error!(interface = %link.name, "{why}");
+                    self.failed.insert(link.index, why);
+                }
+                false
+            }
+        }
+    }
+
+    /// Attaches the programs of `role`; `false` when they are there already.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> Result<bool, KernelError> {
+        if self.has(link.index, role) || link.kind == Kind::Loopback {
+            return Ok(false);
+        }
+        // A cluster interface that becomes an uplink.
+        self.attached.remove(&link.index);
+        let xdp = match tier(self.mode, link.kind, role) {
+            Tier::None => None,
+            Tier::Native => Some(("native", attach_xdp(ebpf, link, role, XdpMode::Driver)?)),
+            Tier::Generic => Some(("generic", attach_xdp(ebpf, link, role, XdpMode::Skb)?)),
+            Tier::Try => match attach_xdp(ebpf, link, role, XdpMode::Driver) {
+                Ok(xdp) => Some(("native", xdp)),
+                Err(error) => {
+                    tracing::warn!(interface = %link.name, "{error}; going on with TC alone");
+                    None
+                }
+            },
+        };
+        let mut tc = vec![attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
+        if role == Role::Uplink {
+            tc.push(attach_tc(ebpf, link, TC_EGRESS, TcAttachType::Egress)?);
+        }
+        tracing::info!(
+            interface = %link.name,
+            role = role.name(),
+            xdp = xdp.as_ref().map_or("none", |(mode, _)| *mode),
+            "attached"
+        );
+        self.attached.insert(link.index, Attached { name: link.name.clone(), role, xdp, tc, kind: link.kind });
+        Ok(true)
+    }
+}
+
+fn attach_error(link: &Link, what: &'static str, error: &(dyn std::error::Error + 'static)) -> KernelError {
+    if denied(error) {
+        return KernelError::Permission { what: format!("attach {what} to {}", link.name) };
+    }
+    let name = &link.name;
+    let why = match errno(error) {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            format!(
+                "another program is attached there: take it off (`ip link set dev {name} xdp off`) or set datapath.mode: tc"
+            )
+        }
+        Some(libc::EOPNOTSUPP) if what == "native XDP" => {
+            "its driver has no native XDP: set datapath.mode to auto, generic or tc".to_owned()
+        }
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) if what == "native XDP" => format!(
+            "its driver refuses ({error}); often its MTU of {} is too large for native XDP: lower it, or set datapath.mode to auto or tc",
+            link.mtu
+        ),
+        _ => chain(error),
+    };
+    KernelError::Attach { interface: name.clone(), what, why }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |e| e.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn missing(name: &str) -> ProgramError {
+    // aya's own error for a wrong program name or type carries no name.
+    ProgramError::IOError(std::io::Error::other(format!("the BPF object has no program {name} of that type")))
+}
+
+/// The XDP program of that name.
+pub(super) fn xdp_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(p)) => Ok(p),
+        _ => Err(missing(name)),
+    }
+}
+
+/// The classifier of that name.
+pub(super) fn tc_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, ProgramError> {
+    match ebpf.program_mut(name) {
+        Some(Program::SchedClassifier(p)) => Ok(p),
+        _ => Err(missing(name)),
+    }
+}
+
+fn attach_xdp(ebpf: &mut Ebpf, link: &Link, role: Role, mode: XdpMode) -> Result<XdpLink, KernelError> {
+    let what = if mode == XdpMode::Driver { "native XDP" } else { "generic XDP" };
+    let mut attach = || {
+        let program = xdp_program(ebpf, role.xdp())?;
+        let id = program.attach_to_if_index(link.index, mode)?;
+        program.take_link(id)
+    };
+    attach().map_err(|e| attach_error(link, what, &e))
+}
+
+fn attach_tc(
+    ebpf: &mut Ebpf,
+    link: &Link,
+    name: &str,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, KernelError> {
+    let mut attach = || {
+        let tcx = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0));
+        // Ours comes first: what the gateway does not take goes on to the CNI's programs.
+        let options = if tcx {
+            TcAttachOptions::TcxOrder(LinkOrder::first())
+        } else {
+            // The classic queueing discipline; it may be there already, and an empty one harms nobody.
+            match tc::qdisc_add_clsact(&link.name) {
+                Err(TcError::NetlinkError(e)) if errno(&e) != Some(libc::EEXIST) => {
+                    return Err(TcError::NetlinkError(e).into());
+                }
+                _ => TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() }),
+            }
+        };
+        let program = tc_program(ebpf, name)?;
+        let id = program.attach_with_options(&link.name, direction, options)?;
+        program.take_link(id)
+    };
+    attach().map_err(|e: ProgramError| attach_error(link, "TC", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_keeps_xdp_off_veth_bridges_and_overlays() {
+        for kind in [Kind::Veth, Kind::Other] {
+            for role in [Role::Uplink, Role::Cluster] {
+                assert_eq!(tier(Mode::Auto, kind, role), Tier::None);
+                assert_eq!(tier(Mode::Tc, kind, role), Tier::None);
+            }
+        }
+        assert_eq!(tier(Mode::Auto, Kind::Nic, Role::Cluster), Tier::Try);
+    }
+
+    #[test]
+    fn native_is_an_error_on_an_uplink_without_it_but_not_on_an_overlay() {
+        assert_eq!(tier(Mode::Native, Kind::Other, Role::Uplink), Tier::Native);
+        assert_eq!(tier(Mode::Native, Kind::Other, Role::Cluster), Tier::None);
+        assert_eq!(tier(Mode::Native, Kind::Veth, Role::Cluster), Tier::Native);
+        assert_eq!(tier(Mode::Generic, Kind::Veth, Role::Uplink), Tier::Generic);
+    }
+}

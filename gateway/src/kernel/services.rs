@@ -1,0 +1,548 @@
+//! Services in the maps: what a plan asks for, less what is there already.
+//!
+//! Order inside a change: new endpoints and Maglev slots into places nobody reads, then the Service's value (one atomic swap),
+//! then the old slots are freed and gone endpoints lose their generation. A packet sees the old state or the new one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
+
+use bytemuck::Zeroable as _;
+use gateway_common::{
+    maglev,
+    maps::{Claim, Endpoint, PrefixKey, Service, ServiceKey, endpoint, nexthop, service},
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{
+    KernelError,
+    hops::{Hops, Way},
+    info::{BackendInfo, ServiceInfo},
+    places::{Indices, Range, Slots},
+    table::Table,
+};
+use crate::{
+    model::{ObjectName, Protocol},
+    plan::{self, Frontend, ServicePlan},
+};
+
+/// VIP, port and protocol.
+type Key = (Ipv4Addr, u16, Protocol);
+
+fn map_key((addr, port, protocol): Key) -> ServiceKey<[u8; 4]> {
+    ServiceKey::new(addr.octets(), port, protocol.number())
+}
+
+/// Table lengths to fall back to when `MAGLEV` has no room for the right one: less even, but it serves.
+const SMALLER_TABLES: [u32; 4] = [509, 127, 31, 7];
+
+/// A Service port as it stands in the maps.
+#[derive(Debug)]
+struct Port {
+    id: u32,
+    frontend: Frontend,
+    slots: Range,
+    endpoints: BTreeMap<plan::Endpoint, u32>,
+    value: Service,
+}
+
+/// A Service as it stands in the maps.
+#[derive(Debug, Default)]
+struct Installed {
+    vips: BTreeSet<Ipv4Addr>,
+    ports: HashMap<Key, Port>,
+}
+
+/// The maps of Services.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub(super) services: Table<ServiceKey<[u8; 4]>, Service>,
+    pub(super) maglev: Table<u32, u32>,
+    pub(super) endpoints: Table<u32, Endpoint>,
+    pub(super) claims: Table<PrefixKey<[u8; 4]>, Claim>,
+}
+
+/// Everything that `apply` keeps.
+#[derive(Debug)]
+pub(super) struct Services {
+    maps: Maps,
+    installed: BTreeMap<ObjectName, Installed>,
+    /// Who wants a key; the last one has it. Two do while a VIP moves from one Service to another.
+    owners: HashMap<Key, Vec<ObjectName>>,
+    /// Who wants a VIP, with the views that may see it.
+    vips: HashMap<Ipv4Addr, Vec<(ObjectName, u64)>>,
+    indices: Indices,
+    slots: Slots,
+    values: HashMap<u32, Endpoint>,
+    by_address: HashMap<IpAddr, HashSet<u32>>,
+    cidrs: Vec<Ipv4Net>,
+    claimed: HashSet<Ipv4Net>,
+    next_id: u32,
+}
+
+/// What the maps hold, for `gateway status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Services.
+    pub services: usize,
+    /// Service ports.
+    pub ports: usize,
+    /// Endpoints, draining ones included.
+    pub endpoints: usize,
+}
+
+impl Services {
+    /// Nothing installed; arrays of these capacities.
+    pub(super) fn new(maps: Maps, endpoints: u32, slots: u32) -> Self {
+        Self {
+            maps,
+            installed: BTreeMap::new(),
+            owners: HashMap::new(),
+            vips: HashMap::new(),
+            indices: Indices::new(endpoints),
+            slots: Slots::new(slots),
+            values: HashMap::new(),
+            by_address: HashMap::new(),
+            cidrs: Vec::new(),
+            claimed: HashSet::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Makes the maps hold what `plan` says of the Service; `None` takes it out. What cannot be done leaves the state before it
+    /// in place, goes on with the rest and is returned.
+    pub(super) fn apply(
+        &mut self,
+        hops: &mut Hops,
+        name: &ObjectName,
+        plan: Option<&ServicePlan>,
+    ) -> Result<(), KernelError> {
+        let mut failed = None;
+        let mut before = self.installed.remove(name).unwrap_or_default();
+        let mut after = Installed::default();
+        for frontend in plan.map_or(&[][..], |p| &p.frontends) {
+            let IpAddr::V4(vip) = frontend.vip else { continue };
+            let key = (vip, frontend.port, frontend.protocol);
+            if after.ports.contains_key(&key) {
+                continue;
+            }
+            let old = before.ports.remove(&key);
+            match self.install(hops, name, key, frontend, old) {
+                Ok(port) => {
+                    after.ports.insert(key, port);
+                }
+                Err((error, old)) => {
+                    after.ports.extend(old.map(|p| (key, *p)));
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        let views = plan.map_or(0, |p| p.views);
+        for vip in plan.map_or(&[][..], |p| &p.vips) {
+            let IpAddr::V4(vip) = *vip else { continue };
+            before.vips.remove(&vip);
+            after.vips.insert(vip);
+            if let Err(error) = self.want_vip(name, vip, views) {
+                failed.get_or_insert(error);
+            }
+        }
+        for (key, port) in before.ports {
+            if let Err(error) = self.uninstall(hops, name, key, port) {
+                failed.get_or_insert(error);
+            }
+        }
+        for vip in before.vips {
+            if let Err(error) = self.drop_vip(name, vip) {
+                failed.get_or_insert(error);
+            }
+        }
+        if !after.vips.is_empty() || !after.ports.is_empty() {
+            self.installed.insert(name.clone(), after);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn install(
+        &mut self,
+        hops: &mut Hops,
+        name: &ObjectName,
+        key: Key,
+        frontend: &Frontend,
+        old: Option<Port>,
+    ) -> Result<Port, (KernelError, Option<Box<Port>>)> {
+        let id = old.as_ref().map_or_else(
+            || {
+                self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+                self.next_id
+            },
+            |p| p.id,
+        );
+        // What is new is tracked, so that a failure can take it back.
+        let mut fresh = Vec::new();
+        match self.prepare(hops, id, frontend, old.as_ref(), &mut fresh) {
+            Ok((endpoints, slots)) => {
+                let value = Service {
+                    views: frontend.views,
+                    id,
+                    flags: if frontend.dns { service::DNS } else { 0 },
+                    slots: slots.start,
+                    slot_count: slots.len,
+                    affinity: frontend.affinity,
+                    endpoints: u32::try_from(frontend.endpoints.len()).unwrap_or(u32::MAX),
+                };
+                let reused = old.as_ref().is_some_and(|p| p.slots == slots);
+                if let Err(error) = self.swap(name, key, &value, old.as_ref()) {
+                    if !reused {
+                        self.slots.give(Instant::now(), slots);
+                    }
+                    self.forget(hops, fresh);
+                    return Err((error, old.map(Box::new)));
+                }
+                if let Some(old) = old {
+                    if !reused {
+                        self.slots.give(Instant::now(), old.slots);
+                    }
+                    let gone = old.endpoints.into_iter().filter(|(e, _)| !endpoints.contains_key(e));
+                    self.forget(hops, gone.map(|(e, index)| (e.addr, index)).collect());
+                }
+                Ok(Port { id, frontend: frontend.clone(), slots, endpoints, value })
+            }
+            Err(error) => {
+                self.forget(hops, fresh);
+                Err((error, old.map(Box::new)))
+            }
+        }
+    }
+
+    /// Endpoints and Maglev slots in their places, not yet read by anybody.
+    fn prepare(
+        &mut self,
+        hops: &mut Hops,
+        id: u32,
+        frontend: &Frontend,
+        old: Option<&Port>,
+        fresh: &mut Vec<(IpAddr, u32)>,
+    ) -> Result<(BTreeMap<plan::Endpoint, u32>, Range), KernelError> {
+        let now = Instant::now();
+        let mut endpoints = BTreeMap::new();
+        for e in frontend.endpoints.iter().chain(&frontend.draining) {
+            if endpoints.contains_key(e) {
+                continue;
+            }
+            let index = match old.and_then(|p| p.endpoints.get(e)) {
+                Some(index) => *index,
+                None => {
+                    let index = self.place_endpoint(hops, id, e, now)?;
+                    fresh.push((e.addr, index));
+                    index
+                }
+            };
+            endpoints.insert(*e, index);
+        }
+        if let Some(old) = old
+            && old.frontend.endpoints == frontend.endpoints
+        {
+            return Ok((endpoints, old.slots));
+        }
+        let indices: Vec<u32> = frontend.endpoints.iter().filter_map(|e| endpoints.get(e).copied()).collect();
+        let slots = self.place_table(&frontend.endpoints, &indices, now)?;
+        Ok((endpoints, slots))
+    }
+
+    fn place_endpoint(
+        &mut self,
+        hops: &mut Hops,
+        id: u32,
+        e: &plan::Endpoint,
+        now: Instant,
+    ) -> Result<u32, KernelError> {
+        let (index, generation) =
+            self.indices.take(now).ok_or(KernelError::Full { map: self.maps.endpoints.name() })?;
+        let way = match hops.use_for_endpoint(e.addr) {
+            Ok(way) => way,
+            Err(source) => {
+                self.indices.give(now, index);
+                return Err(KernelError::Netlink { what: format!("the route to endpoint {}", e.addr), source });
+            }
+        };
+        let mut value = Endpoint { port: e.port.to_be_bytes(), generation, service: id, ..Endpoint::zeroed() };
+        match e.addr {
+            IpAddr::V4(a) => value.addr[..4].copy_from_slice(&a.octets()),
+            IpAddr::V6(a) => {
+                value.addr = a.octets();
+                value.flags |= endpoint::V6;
+            }
+        }
+        point(&mut value, way);
+        if let Err(source) = self.maps.endpoints.put(&index, &value) {
+            self.indices.give(now, index);
+            hops.release_endpoint(e.addr);
+            return Err(KernelError::map(self.maps.endpoints.name(), source));
+        }
+        self.values.insert(index, value);
+        self.by_address.entry(e.addr).or_default().insert(index);
+        Ok(index)
+    }
+
+    fn place_table(
+        &mut self,
+        endpoints: &[plan::Endpoint],
+        indices: &[u32],
+        now: Instant,
+    ) -> Result<Range, KernelError> {
+        if endpoints.is_empty() {
+            return Ok(Range::default());
+        }
+        let wanted = maglev::table_size(endpoints.len());
+        let smaller = SMALLER_TABLES.into_iter().filter(|s| *s < wanted && *s as usize >= endpoints.len());
+        let slots = std::iter::once(wanted)
+            .chain(smaller)
+            .find_map(|len| self.slots.take(now, len))
+            .ok_or(KernelError::Full { map: self.maps.maglev.name() })?;
+        let keys: Vec<_> = endpoints.iter().map(|e| maglev::key(e.addr, e.port)).collect();
+        let values: Vec<u32> = maglev::table(&keys, slots.len)
+            .into_iter()
+            .map(|n| indices.get(n as usize).copied().unwrap_or_default())
+            .collect();
+        let places: Vec<u32> = (slots.start..slots.start + slots.len).collect();
+        if let Err(source) = self.maps.maglev.put_many(&places, &values) {
+            self.slots.give(now, slots);
+            return Err(KernelError::map(self.maps.maglev.name(), source));
+        }
+        Ok(slots)
+    }
+
+    /// The atomic step: the value that packets read.
+    fn swap(&mut self, name: &ObjectName, key: Key, value: &Service, old: Option<&Port>) -> Result<(), KernelError> {
+        let owners = self.owners.entry(key).or_default();
+        let known = owners.contains(name);
+        let active = !known || owners.last() == Some(name);
+        let same = known && old.is_some_and(|p| p.value == *value);
+        if active
+            && !same
+            && let Err(source) = self.maps.services.put(&map_key(key), value)
+        {
+            if owners.is_empty() {
+                self.owners.remove(&key);
+            }
+            return Err(KernelError::map(self.maps.services.name(), source));
+        }
+        if !known {
+            owners.push(name.clone());
+        }
+        Ok(())
+    }
+
+    fn uninstall(&mut self, hops: &mut Hops, name: &ObjectName, key: Key, port: Port) -> Result<(), KernelError> {
+        let mut result = Ok(());
+        if let Some(owners) = self.owners.get_mut(&key) {
+            let active = owners.last() == Some(name);
+            owners.retain(|o| o != name);
+            let heir = owners.last().and_then(|o| self.installed.get(o)).and_then(|i| i.ports.get(&key));
+            if active {
+                result = match heir {
+                    Some(heir) => self.maps.services.put(&map_key(key), &heir.value),
+                    None => self.maps.services.remove(&map_key(key)).map(drop),
+                };
+            }
+            if self.owners.get(&key).is_some_and(Vec::is_empty) {
+                self.owners.remove(&key);
+            }
+        }
+        self.slots.give(Instant::now(), port.slots);
+        self.forget(hops, port.endpoints.into_iter().map(|(e, index)| (e.addr, index)).collect());
+        result.map_err(|source| KernelError::map(self.maps.services.name(), source))
+    }
+
+    /// Endpoints that nobody refers to any more: their flows end with their next packet.
+    fn forget(&mut self, hops: &mut Hops, gone: Vec<(IpAddr, u32)>) {
+        let now = Instant::now();
+        for (addr, index) in gone {
+            if let Err(error) = self.maps.endpoints.put(&index, &Endpoint::zeroed()) {
+                // An array element always exists; the index is not reused, so nobody can mistake it.
+                tracing::error!(index, %addr, %error, "an endpoint that is gone cannot be taken out of the datapath");
+                continue;
+            }
+            self.values.remove(&index);
+            if let Some(set) = self.by_address.get_mut(&addr) {
+                set.remove(&index);
+                if set.is_empty() {
+                    self.by_address.remove(&addr);
+                }
+            }
+            hops.release_endpoint(addr);
+            self.indices.give(now, index);
+        }
+    }
+
+    /// The way to an address changed: its endpoints follow.
+    pub(super) fn moved(&mut self, addr: IpAddr, way: Way) -> Result<(), KernelError> {
+        for index in self.by_address.get(&addr).into_iter().flatten() {
+            let Some(value) = self.values.get_mut(index) else { continue };
+            point(value, way);
+            self.maps
+                .endpoints
+                .put(index, value)
+                .map_err(|source| KernelError::map(self.maps.endpoints.name(), source))?;
+        }
+        Ok(())
+    }
+
+    fn want_vip(&mut self, name: &ObjectName, vip: Ipv4Addr, views: u64) -> Result<(), KernelError> {
+        let wants = self.vips.entry(vip).or_default();
+        match wants.iter_mut().find(|(n, _)| n == name) {
+            Some(want) if want.1 == views => return Ok(()),
+            Some(want) => want.1 = views,
+            None => wants.push((name.clone(), views)),
+        }
+        self.write_vip(vip)
+    }
+
+    fn drop_vip(&mut self, name: &ObjectName, vip: Ipv4Addr) -> Result<(), KernelError> {
+        if let Some(wants) = self.vips.get_mut(&vip) {
+            wants.retain(|(n, _)| n != name);
+            if wants.is_empty() {
+                self.vips.remove(&vip);
+            }
+        }
+        self.write_vip(vip)
+    }
+
+    /// The VIP's own entry and, outside the service CIDRs, its claim.
+    fn write_vip(&mut self, vip: Ipv4Addr) -> Result<(), KernelError> {
+        let key = ServiceKey::vip(vip.octets());
+        let name = self.maps.services.name();
+        let services = |source| KernelError::map(name, source);
+        match self.vips.get(&vip) {
+            Some(wants) => {
+                let views = wants.iter().fold(0, |all, (_, v)| all | v);
+                let value = Service { views, ..Service::zeroed() };
+                self.maps.services.put(&key, &value).map_err(services)?;
+                if !self.cidrs.iter().any(|c| c.contains(&vip)) {
+                    self.claim(vip.into())?;
+                }
+            }
+            None => {
+                if !self.cidrs.contains(&vip.into()) {
+                    self.unclaim(vip.into())?;
+                }
+                self.maps.services.remove(&key).map_err(services)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The service CIDRs, whole.
+    pub(super) fn set_claims(&mut self, cidrs: &[IpNet]) -> Result<(), KernelError> {
+        self.cidrs = cidrs.iter().filter_map(|c| if let IpNet::V4(c) = c { Some(c.trunc()) } else { None }).collect();
+        let mut wanted: HashSet<Ipv4Net> = self.cidrs.iter().copied().collect();
+        wanted
+            .extend(self.vips.keys().filter(|v| !self.cidrs.iter().any(|c| c.contains(*v))).map(|v| Ipv4Net::from(*v)));
+        for net in &wanted {
+            self.claim(*net)?;
+        }
+        let gone: Vec<Ipv4Net> = self.claimed.difference(&wanted).copied().collect();
+        for net in gone {
+            self.unclaim(net)?;
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, net: Ipv4Net) -> Result<(), KernelError> {
+        if self.claimed.insert(net)
+            && let Err(source) = self.maps.claims.put(&prefix(net), &Claim { kind: 1 })
+        {
+            self.claimed.remove(&net);
+            return Err(KernelError::map(self.maps.claims.name(), source));
+        }
+        Ok(())
+    }
+
+    fn unclaim(&mut self, net: Ipv4Net) -> Result<(), KernelError> {
+        if self.claimed.remove(&net) {
+            self.maps
+                .claims
+                .remove(&prefix(net))
+                .map_err(|source| KernelError::map(self.maps.claims.name(), source))?;
+        }
+        Ok(())
+    }
+
+    /// Counts, for people.
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            services: self.installed.len(),
+            ports: self.installed.values().map(|i| i.ports.len()).sum(),
+            endpoints: self.values.len(),
+        }
+    }
+
+    /// Every Service port, sorted.
+    pub(super) fn list(&self, hops: &Hops) -> Vec<ServiceInfo> {
+        let mut list = Vec::new();
+        for (name, installed) in &self.installed {
+            let mut ports: Vec<_> = installed.ports.iter().collect();
+            ports.sort_by_key(|(key, _)| **key);
+            for (key, port) in ports {
+                let active = self.owners.get(key).and_then(|o| o.last()) == Some(name);
+                list.push(ServiceInfo {
+                    namespace: name.namespace.clone(),
+                    name: name.name.clone(),
+                    vip: key.0.into(),
+                    port: key.1,
+                    protocol: key.2.name(),
+                    views: port.frontend.views,
+                    id: port.id,
+                    active,
+                    dns: port.frontend.dns,
+                    affinity: port.frontend.affinity,
+                    slots: port.slots.len,
+                    endpoints: port.endpoints.iter().map(|(e, index)| self.backend(hops, port, e, *index)).collect(),
+                });
+            }
+        }
+        list
+    }
+
+    fn backend(&self, hops: &Hops, port: &Port, e: &plan::Endpoint, index: u32) -> BackendInfo {
+        let way = hops.way(e.addr);
+        let hop = way.and_then(|w| hops.value(w.hop));
+        BackendInfo {
+            addr: e.addr,
+            port: e.port,
+            draining: port.frontend.endpoints.binary_search(e).is_err(),
+            local: way.is_some_and(|w| w.local),
+            interface: way.and_then(|w| hops.link(w.oif)).map(|l| l.name.clone()),
+            resolved: hop.is_some_and(|h| h.flags & nexthop::RESOLVED != 0),
+            generation: self.values.get(&index).map_or(0, |v| v.generation),
+        }
+    }
+}
+
+fn point(value: &mut Endpoint, way: Way) {
+    value.nexthop = way.hop;
+    if way.local {
+        value.flags |= endpoint::LOCAL;
+    } else {
+        value.flags &= !endpoint::LOCAL;
+    }
+}
+
+/// A prefix as an LPM trie has it.
+pub(super) fn prefix(net: Ipv4Net) -> PrefixKey<[u8; 4]> {
+    PrefixKey { bits: u32::from(net.prefix_len()), addr: net.network().octets() }
+}
+
+impl KernelError {
+    /// A map refused a write.
+    pub(super) fn map(map: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => Self::Full { map },
+            _ => Self::Map { map, source },
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The state behind [`super::Kernel`]: one lock for what a change of the cluster or of the network touches; flows, answers and
+//! counters are beside it, because reading them takes long or happens often.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use aya::Ebpf;
+use gateway_common::maps::Config;
+use ipnet::IpNet;
+
+use super::{
+    Attachment, Counters, FlowInfo, KernelError, ServiceInfo, Settings, Totals,
+    answers::Answers,
+    attach::{Attacher, Role},
+    hops::{Affected, Hops},
+    load::{self, Capacities},
+    netlink::{Link, Neighbour, Netlink},
+    readback::{self, PerCpuCounters},
+    services::{Maps, Services},
+    sweep::{self, Clock, FlowMaps, Swept},
+    sysctl::ReservedPorts,
+    table::Table,
+};
+use crate::{dns::AnswerStore, model::ObjectName, plan::ServicePlan};
+
+/// What the threads and the callers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    flows: FlowMaps,
+    hz: u32,
+    flow_count: AtomicUsize,
+    answers: Arc<Answers>,
+    counters: PerCpuCounters,
+}
+
+impl Shared {
+    pub(super) fn load(settings: &Settings) -> Result<Self, KernelError> {
+        let open = |source| KernelError::Netlink { what: "opening a socket".into(), source };
+        let mut netlink = Netlink::open().map_err(open)?;
+        let uplinks = load::uplinks(settings, &mut netlink)?;
+        let own = load::uplink_addresses(&uplinks, &mut netlink)?;
+        let hz = load::hz()?;
+        let config = load::config(settings, &uplinks, &own, hz)?;
+        let sizes = Capacities::of(settings.sizes, settings.flows);
+
+        let ebpf = load::load(settings, &sizes)?;
+        let config_map: Table<u32, Config> = Table::open(&ebpf, "CONFIG")?;
+        config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
+        load::write_views(&ebpf, &settings.views)?;
+        let endpoints = Table::open(&ebpf, "ENDPOINTS")?;
+        let maps = Maps {
+            services: Table::open(&ebpf, "SERVICES4")?,
+            maglev: Table::open(&ebpf, "MAGLEV")?,
+            endpoints: endpoints.clone(),
+            claims: Table::open(&ebpf, "CLAIMS4")?,
+        };
+        let mut services = Services::new(maps, sizes.endpoints, sizes.maglev);
+        services.set_claims(&settings.claims)?;
+        let nexthops = Table::open(&ebpf, "NEXTHOPS")?;
+        let hops = Hops::new(netlink, nexthops, sizes.nexthops)
+            .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
+        let flows = FlowMaps { flows: Table::open(&ebpf, "FLOWS4")?, endpoints };
+        let answers = Arc::new(Answers::open(&ebpf)?);
+        let counters = PerCpuCounters::open(&ebpf)?;
+        let clock = Table::open(&ebpf, "CLOCK")?;
+        let client_hops = Table::open(&ebpf, "CLIENT_HOPS4")?;
+        // The last step that can fail, so that a failure leaves nothing to put back.
+        let ports = ReservedPorts::reserve(&settings.snat_ports)?;
+        let state = State {
+            attacher: Attacher::new(settings.mode),
+            settings: settings.clone(),
+            ebpf,
+            hops,
+            services,
+            clock,
+            client_hops,
+            clients: HashMap::new(),
+            config_map,
+            config,
+            hz,
+            uplinks,
+            own,
+            ports: Some(ports),
+            attached: false,
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            state: Mutex::new(state),
+            flows,
+            hz,
+            flow_count: AtomicUsize::new(0),
+            answers,
+            counters,
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn answers(&self) -> Arc<dyn AnswerStore> {
+        Arc::clone(&self.answers) as Arc<dyn AnswerStore>
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        self.counters.read()
+    }
+
+    fn clock(&self) -> Result<Clock, KernelError> {
+        let now = self.state().jiffies()?;
+        Ok(Clock { now, hz: self.hz })
+    }
+
+    pub(super) fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
+        let clock = self.clock()?;
+        readback::flows(&self.flows, clock, limit).map_err(|source| KernelError::map("FLOWS4", source))
+    }
+
+    pub(super) fn flow_count(&self) -> usize {
+        self.flow_count.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn sweep(&self) -> Result<Swept, KernelError> {
+        let clock = self.clock()?;
+        let hop_of = self.state().clients.clone();
+        let swept = sweep::sweep(&self.flows, &self.settings.timeouts, clock, &hop_of)
+            .map_err(|source| KernelError::map("FLOWS4", source))?;
+        self.flow_count.store(swept.flows, Ordering::Relaxed);
+        self.state().take_clients(&swept)?;
+        Ok(swept)
+    }
+}
+
+/// What the lock is for.
+#[derive(Debug)]
+pub(super) struct State {
+    // Before `ebpf`: links go before the programs they hold.
+    attacher: Attacher,
+    settings: Settings,
+    ebpf: Ebpf,
+    hops: Hops,
+    services: Services,
+    clock: Table<u32, u64>,
+    client_hops: Table<[u8; 4], u32>,
+    clients: HashMap<[u8; 4], u32>,
+    config_map: Table<u32, Config>,
+    config: Config,
+    hz: u32,
+    uplinks: Vec<String>,
+    own: Vec<IpAddr>,
+    ports: Option<ReservedPorts>,
+    attached: bool,
+}
+
+fn next_hops(source: std::io::Error) -> KernelError {
+    KernelError::Netlink { what: "routes and neighbours".into(), source }
+}
+
+impl State {
+    fn jiffies(&mut self) -> Result<u64, KernelError> {
+        load::jiffies(&mut self.ebpf, &self.clock).map_err(|source| KernelError::Map { map: "CLOCK", source })
+    }
+
+    pub(super) fn apply(&mut self, name: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), KernelError> {
+        let result = self.services.apply(&mut self.hops, name, plan);
+        self.follow_endpoints();
+        result
+    }
+
+    pub(super) fn set_claims(&mut self, cidrs: &[IpNet]) -> Result<(), KernelError> {
+        self.services.set_claims(cidrs)
+    }
+
+    pub(super) fn services(&self) -> Vec<ServiceInfo> {
+        self.services.list(&self.hops)
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.services.totals()
+    }
+
+    pub(super) fn attachments(&self) -> Vec<Attachment> {
+        self.attacher.list()
+    }
+
+    pub(super) fn uplinks(&self) -> &[String] {
+        &self.uplinks
+    }
+
+    pub(super) fn uplink_addresses(&self) -> &[IpAddr] {
+        &self.own
+    }
+
+    pub(super) fn dns_addresses(&self) -> Vec<IpAddr> {
+        load::dns_addresses(&self.settings, &self.own)
+    }
+
+    /// Attaches all that has to be there, or nothing.
+    pub(super) fn attach(&mut self) -> Result<(), KernelError> {
+        let result = self.attach_named();
+        if result.is_err() {
+            self.take_off();
+            return result;
+        }
+        self.attached = true;
+        self.follow_endpoints();
+        self.allow_frames()
+    }
+
+    fn attach_named(&mut self) -> Result<(), KernelError> {
+        let named = |key, names: &[String], hops: &Hops| -> Result<Vec<Link>, KernelError> {
+            let find = |name: &String| {
+                hops.link_named(name).cloned().ok_or_else(|| KernelError::NoInterface {
+                    key,
+                    name: name.clone(),
+                    known: hops.links().map(|l| l.name.as_str()).collect::<Vec<_>>().join(", "),
+                })
+            };
+            names.iter().map(find).collect()
+        };
+        for link in named("uplinks", &self.uplinks, &self.hops)? {
+            self.attacher.attach(&mut self.ebpf, &link, Role::Uplink)?;
+        }
+        for link in named("clusterInterfaces", &self.settings.cluster_interfaces, &self.hops)? {
+            self.attacher.attach(&mut self.ebpf, &link, Role::Cluster)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches where endpoints are reached, and uplinks that came back. Failures are logged: the rest has to go on.
+    fn follow_endpoints(&mut self) {
+        if !self.attached {
+            return;
+        }
+        let missing = |role: Role, link: &Link, attacher: &Attacher| !attacher.has(link.index, role);
+        let uplinks: Vec<Link> = self
+            .uplinks
+            .iter()
+            .filter_map(|name| self.hops.link_named(name))
+            .filter(|l| missing(Role::Uplink, l, &self.attacher))
+            .cloned()
+            .collect();
+        let named = &self.settings.cluster_interfaces;
+        let clusters: Vec<Link> = if named.is_empty() {
+            self.hops.endpoint_links().filter(|l| missing(Role::Cluster, l, &self.attacher)).cloned().collect()
+        } else {
+            let there = named.iter().filter_map(|name| self.hops.link_named(name));
+            there.filter(|l| missing(Role::Cluster, l, &self.attacher)).cloned().collect()
+        };
+        let mut new = false;
+        for (role, links) in [(Role::Uplink, uplinks), (Role::Cluster, clusters)] {
+            for link in links {
+                new |= self.attacher.attach_quietly(&mut self.ebpf, &link, role);
+            }
+        }
+        if new && let Err(error) = self.allow_frames() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Tells the datapath into which interfaces XDP may redirect.
+    fn allow_frames(&mut self) -> Result<(), KernelError> {
+        for role in [Role::Uplink, Role::Cluster] {
+            for index in self.attacher.indices(role) {
+                self.hops.set_xdp(index, self.attacher.takes_frames(index)).map_err(next_hops)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Programs off.
+    pub(super) fn take_off(&mut self) {
+        self.attached = false;
+        self.attacher.clear();
+    }
+
+    /// Sysctls back.
+    pub(super) fn restore(&mut self) -> Result<(), KernelError> {
+        self.ports.take().map_or(Ok(()), |ports| ports.restore())
+    }
+
+    /// A link came, changed or went; whether routes may have changed with it.
+    pub(super) fn link_changed(&mut self, index: u32, link: Option<Link>) -> Result<bool, KernelError> {
+        if link.is_none() && self.attacher.forget(index) {
+            tracing::info!(index, "an attached interface is gone");
+        }
+        let routes = self.hops.link_changed(index, link).map_err(next_hops)?;
+        self.follow_endpoints();
+        Ok(routes)
+    }
+
+    pub(super) fn neighbour_changed(&mut self, n: &Neighbour) -> Result<(), KernelError> {
+        self.hops.neighbour_changed(n).map_err(next_hops)
+    }
+
+    /// Events were lost: links and neighbours anew.
+    pub(super) fn resync(&mut self) -> Result<(), KernelError> {
+        self.hops.resync().map_err(next_hops)?;
+        let gone: Vec<u32> = [Role::Uplink, Role::Cluster]
+            .into_iter()
+            .flat_map(|role| self.attacher.indices(role))
+            .filter(|index| self.hops.link(*index).is_none())
+            .collect();
+        for index in gone {
+            self.attacher.forget(index);
+        }
+        self.refresh_config()?;
+        self.follow_endpoints();
+        Ok(())
+    }
+
+    /// Addresses of the uplinks changed: `CONFIG` follows.
+    pub(super) fn refresh_config(&mut self) -> Result<(), KernelError> {
+        let own = load::uplink_addresses(&self.uplinks, self.hops.netlink())?;
+        if own == self.own {
+            return Ok(());
+        }
+        self.own = own;
+        // An uplink that has lost its address for now keeps the source that flows have been begun with.
+        let config = match load::config(&self.settings, &self.uplinks, &self.own, self.hz) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::warn!("{error}; the datapath goes on with the addresses it had");
+                return Ok(());
+            }
+        };
+        if config != self.config {
+            tracing::info!(addresses = ?self.own, "the addresses of the uplinks have changed");
+            self.config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
+            self.config = config;
+        }
+        Ok(())
+    }
+
+    pub(super) fn affected(&self, affected: &Affected) -> Vec<IpAddr> {
+        self.hops.affected(affected)
+    }
+
+    /// Looks routes up again; endpoints and clients follow.
+    pub(super) fn reroute(&mut self, addresses: &[IpAddr]) -> Result<(), KernelError> {
+        for addr in addresses {
+            let Some(way) = self.hops.reroute(*addr).map_err(next_hops)? else { continue };
+            self.services.moved(*addr, way)?;
+            if let IpAddr::V4(v4) = addr
+                && let Some(hop) = self.clients.get_mut(&v4.octets())
+            {
+                *hop = way.hop;
+                self.client_hops
+                    .put(&v4.octets(), &way.hop)
+                    .map_err(|source| KernelError::map("CLIENT_HOPS4", source))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a change of routes: interfaces that are needed now.
+    pub(super) fn routes_settled(&mut self, affected: &Affected) -> Result<(), KernelError> {
+        let default_changed = match affected {
+            Affected::All => true,
+            Affected::Prefixes(list) => list.iter().any(|p| p.prefix_len() == 0),
+        };
+        if default_changed && self.settings.uplinks.is_empty() {
+            let links: Vec<Link> = self.hops.links().cloned().collect();
+            for name in load::default_uplinks(self.hops.netlink(), &links)? {
+                if !self.uplinks.contains(&name) {
+                    self.uplinks.push(name);
+                }
+            }
+        }
+        self.follow_endpoints();
+        Ok(())
+    }
+
+    /// Every second; every so often all neighbours in use are confirmed.
+    pub(super) fn tick(&mut self, confirm: bool) -> Result<(), KernelError> {
+        self.hops.ask_for_missing();
+        if confirm {
+            self.hops.confirm().map_err(next_hops)?;
+        }
+        Ok(())
+    }
+
+    /// Next hops for clients that have flows, and none for those that have not any more.
+    fn take_clients(&mut self, swept: &Swept) -> Result<(), KernelError> {
+        let map = |source| KernelError::map("CLIENT_HOPS4", source);
+        let gone: Vec<[u8; 4]> = self.clients.keys().filter(|c| !swept.clients.contains(*c)).copied().collect();
+        for addr in gone {
+            self.clients.remove(&addr);
+            self.client_hops.remove(&addr).map_err(map)?;
+            self.hops.release_client(sweep::client(addr));
+        }
+        let new: HashSet<[u8; 4]> = swept.clients.iter().filter(|c| !self.clients.contains_key(*c)).copied().collect();
+        for addr in new {
+            let way = self.hops.use_for_client(sweep::client(addr)).map_err(next_hops)?;
+            self.clients.insert(addr, way.hop);
+            if way.hop != 0 {
+                self.client_hops.put(&addr, &way.hop).map_err(map)?;
+            }
+        }
+        self.hops.collect(&swept.hops).map_err(next_hops)
+    }
+}
