@@ -68,9 +68,12 @@ fn a_slice_that_changes_its_service_touches_both() {
 fn what_does_not_change_touches_nothing() {
     let mut cluster = Cluster::default();
     let (web, pods) = (service("web", Some("10.1.0.1")), slice("s", "web", &[1, 2], false));
-    assert_eq!(cluster.apply([snapshot(&[web.clone()], &[pods.clone()])]).services, names(&["web"]));
+    assert_eq!(
+        cluster.apply([snapshot(std::slice::from_ref(&web), std::slice::from_ref(&pods))]).services,
+        names(&["web"])
+    );
     let again = [
-        snapshot(&[web.clone()], &[pods.clone()]),
+        snapshot(std::slice::from_ref(&web), std::slice::from_ref(&pods)),
         Event::Service(web),
         Event::Slice(pods),
         Event::ServiceGone(ObjectName::new("shop", "unknown")),

@@ -14,6 +14,9 @@ use crate::model::Objects;
 /// A file whose time is this close to when it was read may change once more without its time or size showing it.
 const RACY: Duration = Duration::from_millis(100);
 
+/// A file that had objects and is empty is believed after this time: many editors and `cat > file` empty a file before they write it.
+const EMPTIED: Duration = Duration::from_millis(300);
+
 /// What tells that a file is another one, or says something else, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -190,11 +193,16 @@ impl File {
                 return false;
             }
         };
-        let known = self.stamp.replace(stamp).is_some();
         let modified =
             SystemTime::UNIX_EPOCH + Duration::new(stamp.modified.0.max(0).unsigned_abs(), stamp.modified.1 as u32);
         // A time in the future is not close to now: it was set, not made by a write.
-        self.racy = now.duration_since(modified).is_ok_and(|age| age < RACY);
+        let younger = |limit| now.duration_since(modified).is_ok_and(|age| age < limit);
+        if text.is_empty() && !self.good.objects.is_empty() && younger(EMPTIED) {
+            self.stamp = None;
+            return false;
+        }
+        let known = self.stamp.replace(stamp).is_some();
+        self.racy = younger(RACY);
         let text = match String::from_utf8(text) {
             Ok(text) => text,
             Err(error) => {

@@ -66,7 +66,7 @@ pub struct ParseError {
 impl ParseError {
     fn new(line: Option<usize>, message: &str) -> Self {
         // The line is said once, before what is wrong.
-        let what = message.rsplit_once(" at line ").map_or(message, |(what, _)| what).to_owned();
+        let what = message.split_once(" at line ").map_or(message, |(what, _)| what).to_owned();
         Self { line, what }
     }
 }
