@@ -1,0 +1,5 @@
+//! The commands, through the real binary.
+
+mod agent;
+mod refusals;
+mod support;
