@@ -1,6 +1,6 @@
 //! The kernel room as the agent uses it, or nothing with `datapath.mode: off`.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -8,71 +8,85 @@ use ipnet::IpNet;
 use crate::{
     config::Config,
     dns::{AnswerStore, NoStore},
-    kernel::{Attachment, Counters, FlowInfo, Mode, Sizes},
+    kernel::{Attachment, Counters, FlowInfo, Kernel, KernelError, Mode, Sizes},
     model::ObjectName,
     plan::ServicePlan,
 };
 
-/// See the module.
-pub(super) struct Datapath {}
+/// See the module. `None`: the forwarder alone.
+pub(super) struct Datapath(Option<Kernel>);
 
 impl Datapath {
     /// Loads programs and maps; nothing is attached yet.
-    pub fn load(config: &Config, sizes: Sizes, cidrs: &[IpNet]) -> Result<Self> {
-        if config.datapath.mode != Mode::Off {
-            anyhow::bail!("datapath.mode: only `off` is joined yet");
+    pub fn load(config: &Config, sizes: Sizes, cidrs: &[IpNet]) -> Result<Self, KernelError> {
+        if config.datapath.mode == Mode::Off {
+            return Ok(Self(None));
         }
-        let _ = (sizes, cidrs);
-        Ok(Self {})
+        let mut settings = config.settings(sizes);
+        settings.claims = cidrs.to_vec();
+        Kernel::load(&settings).map(|kernel| Self(Some(kernel)))
     }
 
     /// The kernel's answers.
     pub fn answers(&self) -> Arc<dyn AnswerStore> {
-        Arc::new(NoStore)
+        self.0.as_ref().map_or_else(|| Arc::new(NoStore) as _, Kernel::answers)
     }
 
     /// Replaces what a Service is to the datapath; `None`: it is gone.
-    pub async fn apply(&self, _name: &ObjectName, _plan: Option<&ServicePlan>) -> Result<(), String> {
-        Ok(())
+    pub fn apply(&self, name: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), KernelError> {
+        self.0.as_ref().map_or(Ok(()), |kernel| kernel.apply(name, plan))
     }
 
     /// Replaces the claimed prefixes.
-    pub async fn set_claims(&self, _cidrs: &[IpNet]) -> Result<(), String> {
-        Ok(())
+    pub fn set_claims(&self, cidrs: &[IpNet]) -> Result<(), KernelError> {
+        self.0.as_ref().map_or(Ok(()), |kernel| kernel.set_claims(cidrs))
     }
 
     /// Attaches: from now on packets are served.
-    pub async fn attach(&self) -> Result<()> {
-        Ok(())
+    pub fn attach(&self) -> Result<(), KernelError> {
+        self.0.as_ref().map_or(Ok(()), |kernel| kernel.attach().map(drop))
     }
 
-    /// Takes everything off, unless it is pinned.
-    pub async fn stop(&self) -> Result<()> {
-        Ok(())
+    /// Takes everything off.
+    pub fn stop(&self) -> Result<(), KernelError> {
+        self.0.as_ref().map_or(Ok(()), Kernel::detach)
     }
 
-    /// Packets by reason. Like the other readers, only for threads that may block.
+    /// Packets by reason.
     pub fn counters(&self) -> Counters {
-        Counters::new()
+        self.0.as_ref().map(Kernel::counters).unwrap_or_default()
     }
 
-    /// At most `limit` flows.
-    pub fn flows(&self, _limit: usize) -> Vec<FlowInfo> {
-        Vec::new()
+    /// At most `limit` flows. Walks the table: only for threads that may block.
+    pub fn flows(&self, limit: usize) -> Vec<FlowInfo> {
+        let read = self.0.as_ref().map(|kernel| kernel.flows(limit));
+        match read.unwrap_or_else(|| Ok(Vec::new())) {
+            Ok(flows) => flows,
+            Err(error) => {
+                tracing::warn!(%error, "the flow table cannot be read");
+                Vec::new()
+            }
+        }
     }
 
-    /// Flows now.
+    /// Flows at the last sweep.
     pub fn flow_count(&self) -> usize {
-        0
+        self.0.as_ref().map(Kernel::flow_count).unwrap_or_default()
     }
 
     /// Attached interfaces.
     pub fn attachments(&self) -> Vec<Attachment> {
-        Vec::new()
+        self.0.as_ref().map(Kernel::attachments).unwrap_or_default()
     }
 }
 
 /// Takes everything off this node that a dead agent left.
-pub(super) fn detach(_pin: Option<&std::path::Path>) -> Result<()> {
+///
+/// # Errors
+/// What could not be taken off.
+pub(super) fn detach(pin: Option<&Path>) -> Result<()> {
+    for done in Kernel::detach_all(pin)? {
+        tracing::info!("{done}");
+    }
     Ok(())
 }

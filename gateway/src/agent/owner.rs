@@ -12,7 +12,7 @@ use super::{datapath::Datapath, state::State};
 use crate::{
     config::Source,
     dns::{Resolver, ResolverHandle},
-    kernel::{Mode, Sizes},
+    kernel::{KernelError, Mode, Sizes},
     model::{Cluster, Dirty, Event, ObjectName},
     plan::{self, PlanConfig, ServicePlan},
     source::{self, SourceConfig, SourceHandle},
@@ -44,9 +44,6 @@ impl Owner {
     pub async fn start(state: Arc<State>) -> Result<Self> {
         let config = &state.config;
         let listen = super::listen(config)?;
-        if listen.is_empty() {
-            bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
-        }
         let plan = config.plan_config(&listen);
         let (sender, mut events) = mpsc::channel(BATCHES);
         let source = source::start(source_config(&config.source), sender).await?;
@@ -70,20 +67,24 @@ impl Owner {
         state.change(|held| held.cidrs.clone_from(&cidrs));
 
         let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs)?);
+        // Loading has told by now when it is the uplinks themselves that are missing.
+        if listen.is_empty() {
+            bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
+        }
         let resolver = Resolver::start(config.dns_config(&listen), datapath.answers()).await?;
         let mut owner = Self { state, cluster, plan, datapath, resolver, events, _source: source, retry: None };
-        owner.publish().await;
+        owner.publish();
         for (name, plan) in plans {
-            owner.replace(name, Some(plan)).await;
+            owner.replace(name, Some(plan));
         }
         owner.resolver.synced();
-        owner.datapath.attach().await?;
+        tokio::task::block_in_place(|| owner.datapath.attach())?;
         owner.state.ready.store(true, Ordering::Release);
         Ok(owner)
     }
 
     /// Lets HTTP read, and gives the zone what comes from no Service.
-    async fn publish(&self) {
+    fn publish(&self) {
         let _first = self.state.datapath.set(self.datapath.clone());
         let _first = self.state.resolver.set(self.resolver.clone());
         let records = plan::zone_records(&self.plan);
@@ -91,38 +92,38 @@ impl Owner {
         self.resolver.apply(&ObjectName::new("", ""), Some(&ServicePlan { records, ..ServicePlan::default() }));
     }
 
-    /// Follows the cluster, until the task is cancelled: at any await, because each change is applied as a whole before the next.
+    /// Follows the cluster until it is cancelled, which it may be at any await: a batch is applied without one.
     pub async fn serve(&mut self) {
         let mut source_lives = true;
         loop {
             let retry = self.retry;
             tokio::select! {
                 batch = self.events.recv(), if source_lives => match batch {
-                    Some(batch) => self.take(batch).await,
+                    Some(batch) => self.take(batch),
                     None => {
                         source_lives = false;
                         tracing::error!("the source ended: the last state stays; restart the agent to follow the cluster again");
                         self.state.change(|held| held.trouble.push("the source ended: restart the agent".to_owned()));
                     }
                 },
-                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => self.try_again().await,
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => self.try_again(),
             }
         }
     }
 
     /// Takes in a batch and whatever waits behind it: many events of one Service are one change.
-    async fn take(&mut self, batch: Vec<Event>) {
+    fn take(&mut self, batch: Vec<Event>) {
         let mut events = batch;
         while let Ok(more) = self.events.try_recv() {
             events.extend(more);
         }
         let dirty = self.cluster.apply(events);
-        self.change(dirty).await;
+        self.change(dirty);
     }
 
-    async fn change(&mut self, dirty: Dirty) {
+    fn change(&mut self, dirty: Dirty) {
         if dirty.cidrs {
-            self.set_cidrs().await;
+            self.set_cidrs();
         }
         // What goes, goes first: it makes room, and gives up addresses that others may have taken over.
         let (come, gone): (Vec<_>, Vec<_>) = dirty
@@ -131,16 +132,16 @@ impl Owner {
             .map(|name| (plan::plan_service(&self.cluster, &name, &self.plan), name))
             .partition(|(plan, _)| plan.is_some());
         for (plan, name) in gone.into_iter().chain(come) {
-            self.replace(name, plan).await;
+            self.replace(name, plan);
         }
     }
 
     /// Names of what is gone go before its packets are refused; names of what comes are told when its packets are served.
-    async fn replace(&mut self, name: ObjectName, plan: Option<ServicePlan>) {
+    fn replace(&mut self, name: ObjectName, plan: Option<ServicePlan>) {
         if plan.is_none() {
             self.resolver.apply(&name, None);
         }
-        let result = self.datapath.apply(&name, plan.as_ref()).await;
+        let result = self.datapath.apply(&name, plan.as_ref());
         if plan.is_some() {
             self.resolver.apply(&name, plan.as_ref());
         }
@@ -153,7 +154,7 @@ impl Owner {
     }
 
     /// Remembers what the kernel refused, so that it is tried again and told.
-    fn settle(&mut self, name: &ObjectName, result: Result<(), String>) {
+    fn settle(&mut self, name: &ObjectName, result: Result<(), KernelError>) {
         match result {
             Ok(()) => {
                 if self.state.change(|held| held.refused.remove(name)).is_some() {
@@ -161,6 +162,7 @@ impl Owner {
                 }
             }
             Err(error) => {
+                let error = error.to_string();
                 self.state.errors.fetch_add(1, Ordering::Relaxed);
                 if self.state.change(|held| held.refused.insert(name.clone(), error.clone())).as_ref() != Some(&error) {
                     tracing::error!(service = %name, %error, "the datapath refused it; it is tried again");
@@ -170,16 +172,16 @@ impl Owner {
         }
     }
 
-    async fn try_again(&mut self) {
+    fn try_again(&mut self) {
         self.retry = None;
         for name in self.state.held(|held| held.refused.keys().cloned().collect::<Vec<_>>()) {
             let plan = self.state.held(|held| held.plans.get(&name).cloned());
-            let result = self.datapath.apply(&name, plan.as_ref()).await;
+            let result = self.datapath.apply(&name, plan.as_ref());
             self.settle(&name, result);
         }
     }
 
-    async fn set_cidrs(&mut self) {
+    fn set_cidrs(&mut self) {
         // A configured list is the operator's word against the API's.
         if !self.state.config.service_cidrs.is_empty() {
             return;
@@ -188,7 +190,7 @@ impl Owner {
             tracing::warn!("the API tells no service CIDR any more: the last ones stay claimed");
             return;
         };
-        match self.datapath.set_claims(&cidrs).await {
+        match self.datapath.set_claims(&cidrs) {
             Ok(()) => {
                 tracing::info!(cidrs = super::list(&cidrs), "service CIDRs changed");
                 self.state.change(|held| held.cidrs = cidrs);
@@ -207,7 +209,8 @@ impl Owner {
     pub async fn stop(self) -> Result<()> {
         self.state.ready.store(false, Ordering::Release);
         self.resolver.shutdown().await;
-        self.datapath.stop().await
+        tokio::task::block_in_place(|| self.datapath.stop())?;
+        Ok(())
     }
 }
 
