@@ -5,13 +5,25 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use gateway_common::maps::{DnsEntry, DnsKey, DnsLarge, Zone};
+use gateway_common::{
+    dns::build::BuildError,
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+};
 use ipnet::IpNet;
 
+pub mod cache;
 pub mod clock;
+pub mod forwarder;
+pub mod learn;
+pub mod name;
+pub mod publish;
+pub mod query;
+pub mod rules;
+pub mod server;
 pub mod stats;
 pub mod upstream;
 pub mod views;
+pub mod zone;
 
 mod resolver;
 
@@ -183,9 +195,9 @@ pub enum DnsError {
         /// The name.
         name: String,
     },
-    /// The cluster domain's SOA is too long for the kernel.
-    #[error("dns.clusterDomain: {0:?} is too long: at most 47 bytes")]
-    DomainTooLong(String),
+    /// A cluster domain that the kernel cannot hold.
+    #[error("dns.clusterDomain: {0}")]
+    ClusterDomain(BuildError),
     /// A server that is the gateway itself.
     #[error(
         "dns.forward[{index}].to: {server} is the address the gateway itself listens on: questions would go in circles"

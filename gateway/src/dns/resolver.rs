@@ -2,17 +2,33 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use ipnet::IpNet;
 
 use super::{
     DnsConfig, DnsError, SharedStore,
+    cache::Cache,
+    clock,
+    forwarder::Forwarder,
+    publish::Publisher,
+    rules::Rules,
+    server::{Listener, Server},
     stats::{Counters, Snapshot, Stats},
     views::ViewTable,
+    zone::{ALL_VIEWS, Zone, ZoneConfig},
 };
-use crate::{model::ObjectName, plan::ServicePlan};
+use crate::{
+    model::ObjectName,
+    plan::{Record, RecordData, ServicePlan},
+};
+
+/// How often expired answers are taken out of the kernel. It does not serve them meanwhile.
+const SWEEP: Duration = Duration::from_secs(1);
+/// The version of Kubernetes' DNS-based service discovery that the zone follows.
+const DNS_VERSION: &str = "1.1.0";
 
 /// The resolver; see [`Resolver::start`].
 #[derive(Debug)]
@@ -25,64 +41,115 @@ impl Resolver {
     /// # Errors
     /// When an address cannot be listened on, or the config asks for what cannot be.
     pub async fn start(config: DnsConfig, store: SharedStore) -> Result<ResolverHandle, DnsError> {
-        let shared = Shared {
-            views: RwLock::new(ViewTable::new(&config.views)),
-            stats: Stats::default(),
-            config,
-            _store: store,
+        let mut listeners = Vec::with_capacity(config.listen.len());
+        for addr in &config.listen {
+            listeners.push(Listener::bind(*addr).await?);
+        }
+        let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
+        let rules = Rules::new(&config.forward, &addresses)?;
+        let stats = Arc::new(Stats::default());
+        let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let zone = ZoneConfig {
+            domain: &config.cluster_domain,
+            ttl: config.ttl,
+            negative_ttl: config.zone_negative_ttl,
+            // Serials are numbers of 32 bits that wrap (RFC 1982).
+            serial: (since_epoch.as_secs() & u64::from(u32::MAX)) as u32,
+            fixed: fixed_records(&config, &addresses),
         };
-        Ok(ResolverHandle { shared: Arc::new(shared) })
+        let zone = Zone::new(&zone, Arc::clone(&publisher))?;
+        let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
+        let views = ViewTable::new(&config.views);
+        let forwarder = Arc::new(Forwarder::new(zone, cache, rules, views, stats));
+        let server = Arc::new(Server::new(Arc::clone(&forwarder), config.limits));
+        for listener in listeners {
+            listener.serve(&server);
+        }
+        server.tasks.spawn(keep_house(Arc::clone(&server), Arc::clone(&forwarder)));
+        Ok(ResolverHandle { forwarder, server, addresses: addresses.into() })
     }
 }
 
-struct Shared {
-    config: DnsConfig,
-    views: RwLock<ViewTable>,
-    stats: Stats,
-    _store: SharedStore,
+/// Records that no Service owns: the zone's version, and the address of its name server.
+fn fixed_records(config: &DnsConfig, addresses: &[SocketAddr]) -> Vec<Record> {
+    let domain = config.cluster_domain.trim_end_matches('.').to_ascii_lowercase();
+    let record =
+        |name: &str, data| Record { name: format!("{name}.{domain}"), ttl: config.ttl, views: ALL_VIEWS, data };
+    let mut records = vec![record("dns-version", RecordData::Txt(DNS_VERSION.to_owned()))];
+    let reachable = addresses.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
+    records.extend(reachable.map(|ip| record("ns.dns", RecordData::Address(ip))));
+    if records.len() == 1 {
+        records.push(record("ns.dns", RecordData::Exists));
+    }
+    records
+}
+
+/// Ageing of the cache, and another try for what the kernel refused.
+async fn keep_house(server: Arc<Server>, forwarder: Arc<Forwarder>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = server.cancel.cancelled() => return,
+        }
+        forwarder.cache.sweep(clock::now());
+        forwarder.zone.retry();
+    }
 }
 
 /// A running resolver. Clones are the same resolver.
 #[derive(Clone)]
 pub struct ResolverHandle {
-    shared: Arc<Shared>,
+    forwarder: Arc<Forwarder>,
+    server: Arc<Server>,
+    addresses: Arc<[SocketAddr]>,
 }
 
 impl ResolverHandle {
     /// Replaces what a Service is to the zone, in the forwarder and in the kernel; `None`: the Service is gone. When it returns, no
     /// query gets the old answer.
-    pub fn apply(&self, _service: &ObjectName, _plan: Option<&ServicePlan>) {}
+    pub fn apply(&self, service: &ObjectName, plan: Option<&ServicePlan>) {
+        self.forwarder.zone.apply(service, plan);
+    }
 
     /// The first snapshot of the cluster is in: from now on, a name of the cluster zone that is not there does not exist.
-    pub fn synced(&self) {}
+    pub fn synced(&self) {
+        self.forwarder.zone.synced();
+    }
 
     /// Replaces the views' prefixes; index = view number.
     pub fn set_views(&self, views: &[Vec<IpNet>]) {
-        *self.shared.views.write().unwrap_or_else(PoisonError::into_inner) = ViewTable::new(views);
+        self.forwarder.set_views(ViewTable::new(views));
     }
 
     /// Addresses listened on, with the real port where the config said 0.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.shared.config.listen.clone()
+        self.addresses.to_vec()
     }
 
     /// The counters now.
     pub fn counters(&self) -> Counters {
-        self.shared.stats.read()
+        self.forwarder.stats.read()
     }
 
     /// What it holds; at most `limit` learnt answers.
-    pub fn snapshot(&self, _limit: usize) -> Snapshot {
+    pub fn snapshot(&self, limit: usize) -> Snapshot {
         Snapshot {
-            listen: self.addresses().iter().map(ToString::to_string).collect(),
-            zones: Vec::new(),
-            cached: 0,
-            cache: Vec::new(),
-            upstreams: Vec::new(),
+            listen: self.addresses.iter().map(ToString::to_string).collect(),
+            zones: vec![self.forwarder.zone.info()],
+            cached: self.forwarder.cache.count(),
+            cache: self.forwarder.cache.info(limit),
+            upstreams: self.forwarder.rules.servers().iter().map(|server| server.info()).collect(),
             counters: self.counters(),
         }
     }
 
     /// Stops listening and ends what is in work. The kernel keeps what it has.
-    pub async fn shutdown(&self) {}
+    pub async fn shutdown(&self) {
+        self.server.cancel.cancel();
+        self.server.tasks.close();
+        self.server.tasks.wait().await;
+    }
 }

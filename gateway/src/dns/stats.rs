@@ -94,7 +94,7 @@ impl Stats {
         }
     }
 
-    pub(super) fn drop(&self, why: Dropped) {
+    pub(super) fn dropped(&self, why: Dropped) {
         self.dropped[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 

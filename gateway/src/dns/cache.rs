@@ -1,0 +1,331 @@
+//! Learnt answers: kept by their TTLs, bounded, published to the kernel; one question to the servers however many clients wait for it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use gateway_common::{
+    dns::{
+        build::{Answer, key},
+        wire,
+    },
+    maps::DnsKey,
+};
+use hickory_proto::{op::ResponseCode, rr::RecordType};
+use tokio::sync::watch;
+
+use super::{
+    CacheConfig, clock, learn,
+    learn::LearnError,
+    name,
+    publish::Publisher,
+    stats::{CachedInfo, Source, Stats},
+    upstream::{self, Ask, Server},
+};
+
+/// A client with a stale answer in reach waits no longer for the servers (RFC 8767 section 5).
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
+/// After the servers failed, stale answers are given for so long without asking again.
+const STALE_HOLD: u64 = clock::seconds(5);
+/// A failure without anything stale is remembered for so long (RFC 9520 asks for at least a second).
+const FAILURE_HOLD: u64 = clock::seconds(1);
+/// Order numbers of answers in use begin here; expired ones are numbered below, and so are the first to be evicted.
+const LIVE: u64 = 1 << 63;
+/// Popular answers that eviction passes over before it takes the next one all the same.
+const SECOND_CHANCES: usize = 16;
+
+/// What a client gets.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// An answer, and where it came from.
+    Answer(Arc<Answer>, Source),
+    /// SERVFAIL.
+    Failed,
+}
+
+struct Slot {
+    answer: Arc<Answer>,
+    expires: u64,
+    dead: u64,
+    order: u64,
+    due: (u64, u64),
+    kernel: Option<DnsKey>,
+    kernel_hits: u64,
+    hits: u64,
+    /// Stale: the servers are not asked again before.
+    hold: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    slots: HashMap<Arc<Ask>, Slot>,
+    order: BTreeMap<u64, Arc<Ask>>,
+    /// When something happens to an answer: it expires, or it is too old even to be stale.
+    due: BTreeMap<(u64, u64), Arc<Ask>>,
+    asking: HashMap<Arc<Ask>, watch::Receiver<Option<Outcome>>>,
+    failed: HashMap<Arc<Ask>, u64>,
+    next: u64,
+}
+
+/// The cache.
+pub struct Cache {
+    config: CacheConfig,
+    publisher: Arc<Publisher>,
+    stats: Arc<Stats>,
+    inner: Mutex<Inner>,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub fn new(config: CacheConfig, publisher: Arc<Publisher>, stats: Arc<Stats>) -> Self {
+        Self { config, publisher, stats, inner: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What can be said without asking anybody.
+    pub fn peek(&self, ask: &Ask, now: u64) -> Option<Outcome> {
+        self.lock().peek(ask, now)
+    }
+
+    /// The answer: from here, or from the servers. Clients that ask the same at one time wait for one question.
+    pub async fn get(self: &Arc<Self>, ask: Ask, servers: &Arc<[Arc<Server>]>) -> Outcome {
+        let mut waiting = match self.join(ask, servers) {
+            Ok(outcome) => return outcome,
+            Err(waiting) => waiting,
+        };
+        // The sender goes without a word only when its task did.
+        let outcome = waiting.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+        outcome.unwrap_or(Outcome::Failed)
+    }
+
+    /// The answer that is here by now; or joins those who wait for it; or asks. A question is asked to the end even when all who
+    /// wait have gone.
+    fn join(
+        self: &Arc<Self>,
+        ask: Ask,
+        servers: &Arc<[Arc<Server>]>,
+    ) -> Result<Outcome, watch::Receiver<Option<Outcome>>> {
+        let mut inner = self.lock();
+        if let Some(outcome) = inner.peek(&ask, clock::now()) {
+            return Ok(outcome);
+        }
+        if let Some(waiting) = inner.asking.get(&ask) {
+            return Err(waiting.clone());
+        }
+        let ask = Arc::new(ask);
+        let (sender, receiver) = watch::channel(None);
+        inner.asking.insert(Arc::clone(&ask), receiver.clone());
+        let stale = inner.slots.contains_key(&ask);
+        drop(inner);
+        let asking = Asking { cache: Arc::clone(self), ask };
+        let servers = Arc::clone(servers);
+        tokio::spawn(async move {
+            let patience = stale.then_some(STALE_PATIENCE);
+            let outcome = match upstream::ask(&servers, &asking.ask, patience).await {
+                Ok(message) => learn::learn(&asking.ask, &message, &asking.cache.config)
+                    .and_then(|learnt| asking.cache.insert(&asking.ask, &learnt))
+                    .unwrap_or_else(|error| asking.cache.failure(&asking.ask, &error)),
+                Err(error) => asking.cache.failure(&asking.ask, &error),
+            };
+            drop(asking);
+            sender.send_replace(Some(outcome));
+        });
+        Err(receiver)
+    }
+
+    fn failure(&self, ask: &Arc<Ask>, error: &dyn std::error::Error) -> Outcome {
+        tracing::debug!(name = %name::to_text(&ask.name), qtype = ask.qtype, "no answer from upstream: {error}");
+        self.stats.upstream_failures.fetch_add(1, Ordering::Relaxed);
+        let now = clock::now();
+        let mut inner = self.lock();
+        if let Some(slot) = inner.slots.get_mut(ask).filter(|slot| now < slot.dead) {
+            slot.hold = now + STALE_HOLD;
+            return Outcome::Answer(Arc::clone(&slot.answer), Source::Stale);
+        }
+        if inner.failed.len() >= self.config.entries {
+            inner.failed.retain(|_, until| now < *until);
+        }
+        if inner.failed.len() < self.config.entries {
+            inner.failed.insert(Arc::clone(ask), now + FAILURE_HOLD);
+        }
+        Outcome::Failed
+    }
+
+    /// Keeps what was learnt and teaches the kernel.
+    fn insert(&self, ask: &Arc<Ask>, learnt: &learn::Learnt) -> Result<Outcome, LearnError> {
+        let now = clock::now();
+        let answer = Arc::new(learnt.build(&ask.name, now)?);
+        let mut inner = self.lock();
+        self.remove(&mut inner, ask);
+        inner.failed.remove(ask);
+        if learnt.ttl > 0 && self.config.entries > 0 {
+            let expires = answer.head().expires;
+            let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| self.publisher.publish(key, &answer));
+            while inner.slots.len() >= self.config.entries {
+                self.evict(&mut inner);
+            }
+            let number = inner.number();
+            let slot = Slot {
+                answer: Arc::clone(&answer),
+                expires,
+                dead: expires.saturating_add(clock::seconds(self.config.stale)),
+                order: LIVE | number,
+                due: (expires, number),
+                kernel,
+                kernel_hits: 0,
+                hits: 0,
+                hold: 0,
+            };
+            inner.order.insert(slot.order, Arc::clone(ask));
+            inner.due.insert(slot.due, Arc::clone(ask));
+            inner.slots.insert(Arc::clone(ask), slot);
+        }
+        Ok(Outcome::Answer(answer, Source::Upstream))
+    }
+
+    fn remove(&self, inner: &mut Inner, ask: &Ask) {
+        let Some(slot) = inner.slots.remove(ask) else { return };
+        inner.order.remove(&slot.order);
+        inner.due.remove(&slot.due);
+        if let Some(key) = &slot.kernel {
+            self.unpublish(key);
+        }
+    }
+
+    /// What cannot be removed still expires by itself.
+    fn unpublish(&self, key: &DnsKey) {
+        if let Err(error) = self.publisher.remove(key) {
+            tracing::warn!("the kernel did not remove a learnt answer: {error}");
+        }
+    }
+
+    /// Removes one answer: an expired one, else the least recently used. Those that the kernel served lately stay.
+    fn evict(&self, inner: &mut Inner) {
+        for chance in 0.. {
+            let Some(ask) = inner.order.first_key_value().map(|(_, ask)| Arc::clone(ask)) else { return };
+            let now_used = inner.slots.get_mut(&ask).is_some_and(|slot| {
+                let hits = slot.kernel.as_ref().and_then(|key| self.publisher.hits(key)).unwrap_or(slot.kernel_hits);
+                let used = slot.order >= LIVE && hits > slot.kernel_hits;
+                slot.kernel_hits = hits;
+                used
+            });
+            if now_used && chance < SECOND_CHANCES {
+                inner.touch(&ask);
+            } else {
+                self.remove(inner, &ask);
+                return;
+            }
+        }
+    }
+
+    /// Takes what has expired out of the kernel, and what is too old even to be stale out of the cache.
+    pub fn sweep(&self, now: u64) {
+        let mut inner = self.lock();
+        while let Some((due, ask)) = inner.due.first_key_value().map(|(due, ask)| (*due, Arc::clone(ask))) {
+            if due.0 > now {
+                break;
+            }
+            inner.due.remove(&due);
+            let number = inner.number();
+            let Some(slot) = inner.slots.get_mut(&ask) else { continue };
+            if slot.dead <= now {
+                self.remove(&mut inner, &ask);
+                continue;
+            }
+            if let Some(key) = slot.kernel.take() {
+                self.unpublish(&key);
+            }
+            slot.due = (slot.dead, due.1);
+            let old = std::mem::replace(&mut slot.order, number);
+            let due = slot.due;
+            inner.order.remove(&old);
+            inner.order.insert(number, Arc::clone(&ask));
+            inner.due.insert(due, ask);
+        }
+        inner.failed.retain(|_, until| now < *until);
+    }
+
+    /// Answers held.
+    pub fn count(&self) -> usize {
+        self.lock().slots.len()
+    }
+
+    /// At most `limit` answers, sorted by name and type.
+    pub fn info(&self, limit: usize) -> Vec<CachedInfo> {
+        let now = clock::now();
+        let inner = self.lock();
+        let mut asks: Vec<(&Arc<Ask>, &Slot)> = inner.slots.iter().collect();
+        asks.sort_unstable_by_key(|(ask, _)| *ask);
+        asks.into_iter()
+            .take(limit)
+            .map(|(ask, slot)| CachedInfo {
+                name: name::to_text(&ask.name),
+                rtype: RecordType::from(ask.qtype).to_string(),
+                rcode: rcode_name(slot.answer.head().header & wire::RCODE),
+                ttl: u32::try_from(slot.expires.saturating_sub(now).div_ceil(1_000_000_000)).unwrap_or(u32::MAX),
+                stale: slot.expires <= now,
+                kernel: slot.kernel.is_some(),
+                kernel_hits: slot.kernel.as_ref().and_then(|key| self.publisher.hits(key)).unwrap_or(0),
+                hits: slot.hits,
+            })
+            .collect()
+    }
+}
+
+fn rcode_name(rcode: u16) -> String {
+    match ResponseCode::from(0, u8::try_from(rcode).unwrap_or(u8::MAX)) {
+        ResponseCode::NoError => "NOERROR".to_owned(),
+        ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
+        other => format!("RCODE{}", u16::from(other)),
+    }
+}
+
+impl Inner {
+    fn peek(&mut self, ask: &Ask, now: u64) -> Option<Outcome> {
+        if let Some(slot) = self.slots.get_mut(ask) {
+            if now < slot.expires {
+                slot.hits += 1;
+                let answer = Arc::clone(&slot.answer);
+                self.touch(ask);
+                return Some(Outcome::Answer(answer, Source::Cache));
+            }
+            if now < slot.hold && now < slot.dead {
+                slot.hits += 1;
+                return Some(Outcome::Answer(Arc::clone(&slot.answer), Source::Stale));
+            }
+        }
+        self.failed.get(ask).is_some_and(|until| now < *until).then_some(Outcome::Failed)
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Makes an answer the most recently used one.
+    fn touch(&mut self, ask: &Ask) {
+        let number = LIVE | self.number();
+        let Some(slot) = self.slots.get_mut(ask) else { return };
+        let old = std::mem::replace(&mut slot.order, number);
+        if let Some(ask) = self.order.remove(&old) {
+            self.order.insert(number, ask);
+        }
+    }
+}
+
+/// A question on its way; when it ends, in whatever way, the next client may ask again.
+struct Asking {
+    cache: Arc<Cache>,
+    ask: Arc<Ask>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.cache.lock().asking.remove(&self.ask);
+    }
+}

@@ -1,0 +1,282 @@
+//! What a server's answer is worth: its records without compression, and for how long they hold (RFC 2308).
+
+use gateway_common::{
+    dns::{
+        build::{Answer, BuildError, EntryBuilder, Record},
+        wire,
+    },
+    limits::DNS_MAX_TTLS,
+    maps::dns_key,
+};
+use hickory_proto::{
+    ProtoError,
+    op::{Message, ResponseCode},
+    rr::{RData, Record as HickoryRecord, RecordType},
+    serialize::binary::{BinEncodable, BinEncoder, NameEncoding},
+};
+
+use super::{CacheConfig, clock, upstream::Ask, zone::ALL_VIEWS};
+
+/// A record in wire format, nothing compressed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rr {
+    /// Owner.
+    pub owner: Vec<u8>,
+    /// Type.
+    pub rtype: u16,
+    /// Class.
+    pub class: u16,
+    /// TTL in seconds.
+    pub ttl: u32,
+    /// Data.
+    pub rdata: Vec<u8>,
+}
+
+impl Rr {
+    /// For the builder.
+    pub fn as_record(&self) -> Record<'_> {
+        Record { owner: &self.owner, rtype: self.rtype, class: self.class, ttl: self.ttl, rdata: &self.rdata }
+    }
+}
+
+/// A server's answer, ready to be kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learnt {
+    /// Response code.
+    pub rcode: u16,
+    /// Answer records.
+    pub answers: Vec<Rr>,
+    /// Authority records.
+    pub authorities: Vec<Rr>,
+    /// Additional records, without OPT.
+    pub additionals: Vec<Rr>,
+    /// Seconds for which it may be served again; 0: only to those who wait for it.
+    pub ttl: u32,
+}
+
+/// Why an answer cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LearnError {
+    /// A record that cannot be written without compression.
+    #[error("a record cannot be encoded: {0}")]
+    Record(#[from] ProtoError),
+    /// Too long without compression.
+    #[error("{0}")]
+    Build(BuildError),
+}
+
+/// What a server's message is worth.
+///
+/// AD is not taken over: nobody here has validated anything, and the way to the server is not protected.
+///
+/// # Errors
+/// When its records cannot be written without compression.
+pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig) -> Result<Learnt, LearnError> {
+    let mut learnt = Learnt {
+        rcode: u16::from(message.metadata.response_code) & wire::RCODE,
+        answers: convert(&message.answers, config.max_ttl)?,
+        ttl: u32::MAX,
+        ..Learnt::default()
+    };
+    let wanted = RecordType::from(ask.qtype);
+    let positive = message.metadata.response_code == ResponseCode::NoError
+        && message.answers.iter().any(|record| record.record_type() == wanted);
+    let dnssec_ok = ask.flags & dns_key::DO != 0;
+    if positive {
+        // Without DO nobody needs the authority of an answer; with it, proofs of wildcards stand there.
+        if dnssec_ok {
+            learnt.authorities = convert(&message.authorities, config.max_ttl)?;
+        }
+        learnt.additionals = convert(&message.additionals, config.max_ttl)?;
+        if learnt.answers.len() + learnt.authorities.len() + learnt.additionals.len() > DNS_MAX_TTLS {
+            learnt.additionals.clear();
+        }
+    } else {
+        let soa = message.authorities.iter().find_map(|record| match &record.data {
+            RData::SOA(soa) => Some(ttl_of(record).min(soa.minimum)),
+            _ => None,
+        });
+        // Without SOA nobody says for how long it holds (RFC 2308 section 5).
+        learnt.ttl = soa.unwrap_or(0).min(config.negative_ttl).min(config.max_ttl);
+        let kept = message.authorities.iter().filter(|record| dnssec_ok || record.record_type() == RecordType::SOA);
+        learnt.authorities = convert(kept, learnt.ttl)?;
+    }
+    let records = learnt.answers.iter().chain(&learnt.authorities).chain(&learnt.additionals);
+    learnt.ttl = records.fold(learnt.ttl, |ttl, record| ttl.min(record.ttl));
+    Ok(learnt)
+}
+
+impl Learnt {
+    /// The answer for questions for `name`, learnt at `now`.
+    ///
+    /// # Errors
+    /// When it is too long for a message.
+    pub fn build(&self, name: &[u8], now: u64) -> Result<Answer, LearnError> {
+        let expires = now.saturating_add(clock::seconds(self.ttl));
+        let builder = EntryBuilder::learnt(name, ALL_VIEWS, now, expires).map_err(LearnError::Build)?;
+        self.fill(builder.rcode(self.rcode))
+    }
+
+    /// The answer for questions for `name` that the zone gives, after its aliases led elsewhere.
+    ///
+    /// # Errors
+    /// When it is too long for a message.
+    pub fn build_after(&self, name: &[u8], aliases: &[Rr]) -> Result<Answer, LearnError> {
+        let mut builder = EntryBuilder::zone(name, ALL_VIEWS).map_err(LearnError::Build)?.rcode(self.rcode);
+        for alias in aliases {
+            builder.answer(alias.as_record()).map_err(LearnError::Build)?;
+        }
+        self.fill(builder)
+    }
+
+    fn fill(&self, mut builder: EntryBuilder) -> Result<Answer, LearnError> {
+        let mut fill = || {
+            for record in &self.answers {
+                builder.answer(record.as_record())?;
+            }
+            for record in &self.authorities {
+                builder.authority(record.as_record())?;
+            }
+            for record in &self.additionals {
+                builder.additional(record.as_record())?;
+            }
+            Ok(())
+        };
+        fill().map_err(LearnError::Build)?;
+        builder.build().map_err(LearnError::Build)
+    }
+
+    /// The records of a message of the gateway's own.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn of_message(message: &[u8]) -> Result<Self, LearnError> {
+        let message = Message::from_vec(message).map_err(|error| LearnError::Record(error.into()))?;
+        Ok(Self {
+            rcode: u16::from(message.metadata.response_code) & wire::RCODE,
+            answers: convert(&message.answers, u32::MAX)?,
+            authorities: convert(&message.authorities, u32::MAX)?,
+            additionals: convert(&message.additionals, u32::MAX)?,
+            ttl: 0,
+        })
+    }
+}
+
+fn convert<'a>(records: impl IntoIterator<Item = &'a HickoryRecord>, cap: u32) -> Result<Vec<Rr>, ProtoError> {
+    records.into_iter().map(|record| convert_one(record, cap)).collect()
+}
+
+/// A TTL with its highest bit set counts as zero (RFC 2181 section 8).
+fn ttl_of(record: &HickoryRecord) -> u32 {
+    if record.ttl > i32::MAX.unsigned_abs() { 0 } else { record.ttl }
+}
+
+fn convert_one(record: &HickoryRecord, cap: u32) -> Result<Rr, ProtoError> {
+    let mut rdata = Vec::new();
+    let mut encoder = BinEncoder::new(&mut rdata);
+    encoder.set_name_encoding(NameEncoding::Uncompressed);
+    record.data.emit(&mut encoder)?;
+    Ok(Rr {
+        owner: record.name.to_bytes()?,
+        rtype: record.record_type().into(),
+        class: record.dns_class.into(),
+        ttl: ttl_of(record).min(cap),
+        rdata,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use hickory_proto::{
+        op::{OpCode, Query},
+        rr::{
+            Name,
+            rdata::{A, CNAME, SOA},
+        },
+    };
+
+    use super::*;
+    use crate::dns::name;
+
+    const CONFIG: CacheConfig = CacheConfig { entries: 10, max_ttl: 3600, negative_ttl: 60, stale: 0 };
+
+    fn ask(text: &str, qtype: u16) -> Ask {
+        Ask { name: name::from_text(text).expect("name"), qtype, flags: 0 }
+    }
+
+    fn message(rcode: ResponseCode) -> Message {
+        let mut message = Message::response(1, OpCode::Query);
+        message.metadata.response_code = rcode;
+        message.add_query(Query::query(named("www.example."), RecordType::A));
+        message
+    }
+
+    fn named(text: &str) -> Name {
+        Name::from_str(text).expect("name")
+    }
+
+    fn soa(ttl: u32, minimum: u32) -> HickoryRecord {
+        let soa = SOA::new(named("ns.example."), named("root.example."), 1, 2, 3, 4, minimum);
+        HickoryRecord::from_rdata(named("example."), ttl, RData::SOA(soa))
+    }
+
+    fn a(name: &str, ttl: u32) -> HickoryRecord {
+        HickoryRecord::from_rdata(named(name), ttl, RData::A(A::new(192, 0, 2, 1)))
+    }
+
+    #[test]
+    fn an_answer_holds_for_its_shortest_ttl_capped() {
+        let mut message = message(ResponseCode::NoError);
+        message.add_answer(HickoryRecord::from_rdata(
+            named("www.example."),
+            300,
+            RData::CNAME(CNAME(named("Web.example."))),
+        ));
+        message.add_answer(a("Web.example.", 20));
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 20);
+        message.answers[1].ttl = 1_000_000;
+        message.answers[0].ttl = 1_000_000;
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        assert_eq!(learnt.ttl, 3600);
+        assert_eq!(learnt.answers[0].ttl, 3600, "what the client sees is capped too");
+    }
+
+    #[test]
+    fn no_such_name_holds_for_the_smallest_of_soa_ttl_minimum_and_config() {
+        for (ttl, minimum, expected) in [(300, 20, 20), (10, 900, 10), (900, 900, 60), (0, 900, 0)] {
+            let mut message = message(ResponseCode::NXDomain);
+            message.add_authority(soa(ttl, minimum));
+            let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+            assert_eq!((learnt.ttl, learnt.rcode), (expected, 3), "{ttl} {minimum}");
+        }
+    }
+
+    #[test]
+    fn a_negative_answer_without_soa_is_not_kept() {
+        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NXDomain), &CONFIG).expect("learnt");
+        assert_eq!(learnt.ttl, 0);
+        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NoError), &CONFIG).expect("learnt");
+        assert_eq!(learnt.ttl, 0);
+    }
+
+    #[test]
+    fn a_chain_that_ends_in_nothing_is_negative() {
+        let mut message = message(ResponseCode::NoError);
+        message.add_answer(HickoryRecord::from_rdata(
+            named("www.example."),
+            300,
+            RData::CNAME(CNAME(named("web.example."))),
+        ));
+        message.add_authority(soa(300, 7));
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 7);
+    }
+
+    #[test]
+    fn a_ttl_with_its_highest_bit_set_is_zero() {
+        let mut message = message(ResponseCode::NoError);
+        message.add_answer(a("www.example.", 0x8000_0001));
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 0);
+    }
+}
