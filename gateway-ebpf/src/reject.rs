@@ -10,7 +10,7 @@ use gateway_common::{
     limits::capacity,
     maps::{Bucket, Config, tcp},
     net::{
-        Bytes as _, checksum,
+        checksum,
         error::{self, ERROR_LEN, Error, ErrorHead, HEAD_LEN, MAX_QUOTE},
         headers::{ETH_LEN, Ethernet, IPV4_LEN, Ipv4, TCP_LEN, Tcp},
         parse::{Other4, Packet4},

@@ -9,9 +9,7 @@ use aya::{
 };
 use gateway_common::{
     Reason,
-    maps::{
-        Bucket, Claim, Config, Endpoint, Flow, FlowKey, NextHop, Service, ServiceKey, View, endpoint, nexthop, service,
-    },
+    maps::{Claim, Config, Endpoint, Flow, FlowKey, NextHop, Service, ServiceKey, View, endpoint, nexthop},
 };
 
 pub type Key4 = FlowKey<[u8; 4]>;
@@ -98,12 +96,38 @@ fn bytes<T: bytemuck::Pod, const N: usize>(value: T) -> [u8; N] {
 }
 
 impl World {
+    /// As it was at the beginning: no flow, the usual config and endpoints.
+    pub fn reset(&mut self) {
+        for (key, _) in self.flows() {
+            self.remove_flow(&key);
+        }
+        let rates: Vec<_> = self.hash::<16, 16>("RATES").keys().map(|key| key.expect("rate")).collect();
+        for key in rates {
+            self.hash::<16, 16>("RATES").remove(&key).expect("rate");
+        }
+        self.populate();
+    }
+
     /// Loads the object and fills its maps with the small cluster.
     pub fn new(tier: Tier) -> Self {
         Self::sized(tier, 1024)
     }
 
     pub fn sized(tier: Tier, flows: u32) -> Self {
+        // A network namespace of this thread's own, gone with it: the routes and switches that TC asks for.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        for args in [
+            "link set lo up",
+            "link add up0 type veth peer name up1",
+            "link set up1 up",
+            "link set up0 up",
+            "addr add 10.90.2.100/16 dev up0",
+            "route add 10.2.0.0/16 via 10.90.2.11",
+        ] {
+            let status = std::process::Command::new("ip").args(args.split(' ')).status().expect("ip");
+            assert!(status.success(), "ip {args}");
+        }
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding in the namespace");
         let ebpf = EbpfLoader::new()
             .map_max_entries("FLOWS4", flows)
             .map_max_entries("SERVICES4", 1024)
@@ -225,12 +249,6 @@ impl World {
         self.hash::<4, 4>("CLIENT_HOPS4").insert(client, index.to_ne_bytes(), 0).expect("client hop");
     }
 
-    pub fn bucket(&mut self, source: [u8; 4]) -> Option<Bucket> {
-        let mut key = [0; 16];
-        key[..4].copy_from_slice(&source);
-        self.hash::<16, 16>("RATES").get(&key, 0).ok().map(bytemuck::cast)
-    }
-
     pub fn clock(&mut self) -> (u64, u64) {
         self.run_program("clock", &[0; 64], 1);
         let clock = self.array::<8>("CLOCK");
@@ -337,5 +355,3 @@ pub fn skip() -> bool {
     }
     skip
 }
-
-pub const DNS_SERVICE: u32 = service::DNS;
