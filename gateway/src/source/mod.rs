@@ -48,7 +48,11 @@ pub enum SourceError {
         error: std::io::Error,
     },
     /// The kubeconfig is missing or wrong.
-    #[error("source.kubernetes: kubeconfig {path}{}: {error}; check the file and the context's name", context.as_ref().map(|c| format!(", context {c}")).unwrap_or_default())]
+    #[error(
+        "source.kubernetes: kubeconfig {path}{}: {}; check the file and the context's name",
+        context.as_ref().map(|c| format!(", context {c}")).unwrap_or_default(),
+        first_line(error)
+    )]
     Kubeconfig {
         /// The file, or where it was looked for.
         path: String,
@@ -70,6 +74,11 @@ pub enum SourceError {
         /// Why.
         error: Box<kube::Error>,
     },
+}
+
+/// A parser's message without its picture of the place: an error is one line.
+fn first_line(error: &impl std::fmt::Display) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// A running source. It stops when this is dropped, or when nobody receives its events any more.

@@ -1,1 +1,118 @@
+//! Message by message: what becomes an event, and when.
 
+use super::{
+    gather::Gatherer,
+    watch::{Item, Kind, Message, What},
+};
+use crate::model::{Event, ObjectName, Service, ServiceKind};
+
+fn key(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
+
+fn object(name: &str) -> What {
+    let service = Service {
+        name: key(name),
+        kind: ServiceKind::Headless,
+        ports: vec![],
+        publish_not_ready: false,
+        affinity: None,
+        internal_local: false,
+        external_ips: vec![],
+        load_balancer_ips: vec![],
+    };
+    What::Object { key: key(name), item: Some(Item::Service(service)), problems: vec![] }
+}
+
+fn unusable(name: &str) -> What {
+    What::Object { key: key(name), item: None, problems: vec![format!("{name} is bad")] }
+}
+
+fn tell(gatherer: &mut Gatherer, kind: Kind, whats: Vec<What>) -> Vec<String> {
+    let events = gatherer.take(whats.into_iter().map(|what| Message { kind, what }));
+    let name = |event: &Event| match event {
+        Event::Snapshot(objects) => {
+            let names: Vec<_> = objects.services.keys().map(|n| n.name.as_str()).collect();
+            format!("snapshot {}", names.join(" "))
+        }
+        Event::Service(service) => format!("+{}", service.name.name),
+        Event::ServiceGone(name) => format!("-{}", name.name),
+        Event::ServiceCidrs(cidrs) => format!("{} cidrs", cidrs.len()),
+        other => panic!("{other:?}"),
+    };
+    events.iter().map(name).collect()
+}
+
+/// A gatherer that has told the snapshot of these Services.
+fn synced(services: &[&str]) -> Gatherer {
+    let mut gatherer = Gatherer::default();
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Services) {
+        assert_eq!(tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]), Vec::<String>::new());
+    }
+    let mut whats = vec![What::ListBegins];
+    whats.extend(services.iter().map(|name| object(name)));
+    assert_eq!(
+        tell(&mut gatherer, Kind::Services, whats),
+        Vec::<String>::new(),
+        "a list that is not complete says nothing"
+    );
+    let snapshot = tell(&mut gatherer, Kind::Services, vec![What::Listed]);
+    assert_eq!(snapshot, [format!("snapshot {}", services.join(" "))]);
+    gatherer
+}
+
+#[test]
+fn changes_while_other_kinds_are_still_listed_are_in_the_snapshot() {
+    let mut gatherer = Gatherer::default();
+    let services = vec![What::ListBegins, object("a"), object("b"), What::Listed, What::Gone(key("a")), object("c")];
+    assert_eq!(tell(&mut gatherer, Kind::Services, services), Vec::<String>::new());
+    for kind in [Kind::Slices, Kind::Namespaces, Kind::Nodes] {
+        assert_eq!(tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]), Vec::<String>::new());
+    }
+    let refused = What::Failed { error: "403".into(), refused: true };
+    assert_eq!(tell(&mut gatherer, Kind::Cidrs, vec![refused]), ["snapshot b c"]);
+}
+
+#[test]
+fn a_new_list_tells_what_is_gone_first_and_only_when_it_is_complete() {
+    let mut gatherer = synced(&["a", "b", "c"]);
+    let begun = vec![What::ListBegins, object("b"), object("d")];
+    assert_eq!(tell(&mut gatherer, Kind::Services, begun), Vec::<String>::new());
+    assert_eq!(tell(&mut gatherer, Kind::Services, vec![What::Listed]), ["-a", "-c", "+b", "+d"]);
+}
+
+#[test]
+fn a_list_that_is_broken_off_is_forgotten() {
+    let mut gatherer = synced(&["a", "b"]);
+    let failed = What::Failed { error: "reset".into(), refused: false };
+    assert_eq!(tell(&mut gatherer, Kind::Services, vec![What::ListBegins, object("x"), failed]), Vec::<String>::new());
+    let again = vec![What::ListBegins, object("a"), object("b"), What::Listed];
+    assert_eq!(tell(&mut gatherer, Kind::Services, again), ["+a", "+b"]);
+}
+
+#[test]
+fn an_object_that_becomes_unusable_is_gone_and_its_problem_goes_with_it() {
+    let mut gatherer = synced(&["a"]);
+    gatherer.news();
+    assert_eq!(tell(&mut gatherer, Kind::Services, vec![unusable("a"), unusable("b")]), ["-a"]);
+    assert_eq!(gatherer.news().map(|(_, problems)| problems), Some(vec!["a is bad".to_owned(), "b is bad".to_owned()]));
+    assert_eq!(tell(&mut gatherer, Kind::Services, vec![What::Gone(key("b")), object("a")]), ["+a"]);
+    assert_eq!(gatherer.news().map(|(_, problems)| problems), Some(vec![]));
+    assert_eq!(gatherer.news(), None, "what is as before is not told again");
+}
+
+#[test]
+fn connected_is_what_services_and_slices_say() {
+    let mut gatherer = synced(&[]);
+    let answered = |gatherer: &mut Gatherer, kind| {
+        tell(gatherer, kind, vec![What::Answered]);
+        gatherer.news().map(|(connected, _)| connected)
+    };
+    assert_eq!(answered(&mut gatherer, Kind::Services), Some(false));
+    assert_eq!(answered(&mut gatherer, Kind::Slices), Some(true));
+    let failed = || vec![What::Failed { error: "refused".into(), refused: false }];
+    tell(&mut gatherer, Kind::Nodes, failed());
+    assert_eq!(gatherer.news(), Some((true, vec!["nodes: refused; it is tried again".to_owned()])));
+    tell(&mut gatherer, Kind::Slices, failed());
+    assert_eq!(gatherer.news().map(|(connected, problems)| (connected, problems.len())), Some((false, 2)));
+}
