@@ -14,6 +14,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Longest line for people; what the kernel's verifier says can be a thousand times as long, and ends with what matters.
+const LINE: usize = 1_200;
+
 /// The error and its causes. Many errors say their cause themselves: what was said is not said again.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
@@ -26,5 +29,29 @@ fn one_line(error: &anyhow::Error) -> String {
             line.push_str(&cause);
         }
     }
-    line
+    shortened(line)
+}
+
+fn shortened(line: String) -> String {
+    let characters: Vec<char> = line.chars().collect();
+    if characters.len() <= LINE {
+        return line;
+    }
+    tracing::debug!("{line}");
+    let (head, tail) = (&characters[..LINE / 2], &characters[characters.len() - LINE / 2..]);
+    format!("{} ... (log: debug shows it whole) ... {}", String::from_iter(head), String::from_iter(tail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LINE, one_line};
+
+    #[test]
+    fn an_error_is_one_line_without_repetitions_and_of_bounded_length() {
+        let inner = std::io::Error::other("no\nroom");
+        let error = anyhow::Error::from(inner).context("map A: no room").context("it does not start");
+        assert_eq!(one_line(&error), "it does not start: map A: no room");
+        let long = one_line(&anyhow::anyhow!("begin {} end", "x".repeat(200_000)));
+        assert!(long.len() < LINE + 100 && long.starts_with("begin") && long.ends_with("end"), "{long}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The commands, through the real binary.
 
 mod agent;
+mod datapath;
 mod refusals;
 mod support;
