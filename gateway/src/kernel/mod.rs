@@ -25,6 +25,8 @@ mod state;
 mod sweep;
 mod sysctl;
 mod table;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::{

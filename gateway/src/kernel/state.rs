@@ -388,6 +388,11 @@ impl State {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) fn client_hop(&self, client: [u8; 4]) -> Option<u32> {
+        self.client_hops.get(&client).ok().flatten()
+    }
+
     /// Next hops for clients that have flows, and none for those that have not any more.
     fn take_clients(&mut self, swept: &Swept) -> Result<(), KernelError> {
         let map = |source| KernelError::map("CLIENT_HOPS4", source);

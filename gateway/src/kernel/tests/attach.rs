@@ -1,0 +1,144 @@
+//! Promises about what is attached, and that nothing stays.
+
+use std::sync::Arc;
+
+use super::{
+    Row, endpoint, name,
+    net::{eventually, skip},
+    plan, settings,
+};
+use crate::{
+    kernel::{Attachment, Kernel, KernelError, Mode},
+    model::Protocol,
+};
+
+const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
+
+fn attached(kernel: &Arc<Kernel>, row: &Row) -> Result<Vec<Attachment>, KernelError> {
+    let kernel = Arc::clone(kernel);
+    row.node.run(move || kernel.attach())
+}
+
+fn drop_inside(kernel: Arc<Kernel>, row: &Row) {
+    row.node.run(move || drop(kernel));
+}
+
+#[test]
+fn detaching_leaves_no_program_and_no_sysctl() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    row.node.set_sysctl(RESERVED, "8080,30000-30010");
+    for (mode, xdp) in [(Mode::Native, Some("native")), (Mode::Generic, Some("generic")), (Mode::Auto, None)] {
+        let kernel = Arc::new(row.load(settings(mode)).unwrap());
+        assert_eq!(row.node.sysctl(RESERVED), "8080,20000-30010", "reserved ranges are joined");
+        let list = attached(&kernel, &row).unwrap();
+        assert_eq!(list, [Attachment { interface: "up0".into(), role: "uplink", xdp, tc: true }]);
+        let links = row.node.command("ip", "-d link show dev up0");
+        assert_eq!(links.contains("xdp"), xdp.is_some(), "{links}");
+        drop_inside(kernel, &row);
+        let links = row.node.command("ip", "-d link show dev up0");
+        assert!(!links.contains("xdp"), "{links}");
+        assert_eq!(row.node.sysctl(RESERVED), "8080,30000-30010");
+    }
+}
+
+#[test]
+fn a_range_left_by_a_killed_agent_is_not_taken_for_the_hosts_own() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    row.node.set_sysctl(RESERVED, "8080");
+    let killed = row.load(settings(Mode::Tc)).unwrap();
+    // As SIGKILL would: nothing is put back.
+    std::mem::forget(killed);
+    assert_eq!(row.node.sysctl(RESERVED), "8080,20000-29999");
+    let mut other = settings(Mode::Tc);
+    other.snat_ports = 40000..=40999;
+    let kernel = Arc::new(row.load(other).unwrap());
+    assert_eq!(row.node.sysctl(RESERVED), "8080,40000-40999");
+    drop_inside(kernel, &row);
+    assert_eq!(row.node.sysctl(RESERVED), "8080");
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_named_with_those_that_do() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let mut wrong = settings(Mode::Tc);
+    wrong.uplinks = vec!["eth7".into()];
+    let error = row.load(wrong).unwrap_err().to_string();
+    assert_eq!(error, "uplinks: interface eth7 does not exist; there are: down0, up0");
+    let mut wrong = settings(Mode::Tc);
+    wrong.cluster_interfaces = vec!["lo".into()];
+    assert!(matches!(row.load(wrong), Err(KernelError::Loopback { .. })));
+}
+
+#[test]
+fn uplinks_default_to_the_interfaces_of_the_default_routes() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let mut open = settings(Mode::Tc);
+    open.uplinks = vec![];
+    assert!(matches!(row.load(open.clone()), Err(KernelError::NoUplink)));
+    row.node.ip("route add default via 10.90.1.100");
+    let kernel = Arc::new(row.load(open).unwrap());
+    assert_eq!(kernel.uplinks(), ["up0"]);
+    assert_eq!(kernel.uplink_addresses(), ["10.90.1.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(kernel.dns_addresses(), kernel.uplink_addresses());
+    drop_inside(kernel, &row);
+}
+
+#[test]
+fn an_uplink_that_cannot_take_native_xdp_is_an_error_and_nothing_stays() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    row.node.ip("link add br0 type bridge");
+    row.node.ip("addr add 10.90.5.1/24 dev br0");
+    let mut wrong = settings(Mode::Native);
+    wrong.uplinks = vec!["up0".into(), "br0".into()];
+    let kernel = Arc::new(row.load(wrong).unwrap());
+    let error = attached(&kernel, &row).unwrap_err().to_string();
+    assert!(error.contains("native XDP to br0") && error.contains("datapath.mode"), "{error}");
+    assert!(!row.node.command("ip", "-d link show dev up0").contains("xdp"));
+    drop_inside(kernel, &row);
+}
+
+#[test]
+fn a_cluster_interface_is_attached_when_an_endpoint_needs_it() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let kernel = Arc::new(row.load(settings(Mode::Tc)).unwrap());
+    attached(&kernel, &row).unwrap();
+    assert_eq!(kernel.attachments().len(), 1);
+    kernel.apply(&name("web"), Some(&plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint("10.90.3.2", 80)]))).unwrap();
+    let list = kernel.attachments();
+    assert_eq!(list.len(), 2);
+    assert_eq!(list[1], Attachment { interface: "down0".into(), role: "cluster", xdp: None, tc: true });
+    drop_inside(kernel, &row);
+}
+
+#[test]
+fn an_uplink_that_vanishes_and_returns_is_attached_again() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let kernel = Arc::new(row.load(settings(Mode::Native)).unwrap());
+    attached(&kernel, &row).unwrap();
+    row.node.ip("link del up0");
+    eventually("the uplink is gone", || kernel.attachments().is_empty());
+    row.node.veth("up0", "10.90.1.1/24", &row.client, "eth0", "10.90.1.100/24");
+    eventually("the uplink is back", || kernel.attachments().iter().any(|a| a.interface == "up0"));
+    drop_inside(kernel, &row);
+}

@@ -1,0 +1,80 @@
+//! The kernel room against the real kernel: each test in network namespaces of its own.
+
+mod apply;
+mod attach;
+mod hops;
+mod net;
+mod sweep;
+mod traffic;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use self::net::Namespace;
+use super::{Kernel, Mode, Settings, Sizes, Timeouts};
+use crate::{
+    model::{ObjectName, Protocol},
+    plan::{Endpoint, Frontend, ServicePlan},
+};
+
+/// Client, gateway node and server, in a row.
+pub(super) struct Row {
+    pub(super) client: Namespace,
+    pub(super) node: Namespace,
+    pub(super) server: Namespace,
+}
+
+impl Row {
+    /// 10.90.1.100 (client) - `up0` 10.90.1.1 (node) 10.90.3.1 `down0` - 10.90.3.2 and .3 (server). The node does not forward.
+    pub(super) fn new() -> Self {
+        let row = Self { client: Namespace::new(), node: Namespace::new(), server: Namespace::new() };
+        row.node.veth("up0", "10.90.1.1/24", &row.client, "eth0", "10.90.1.100/24");
+        row.node.veth("down0", "10.90.3.1/24", &row.server, "eth0", "10.90.3.2/24");
+        row.server.ip("addr add 10.90.3.3/24 dev eth0");
+        row.client.ip("route add default via 10.90.1.1");
+        row.server.ip("route add default via 10.90.3.1");
+        row
+    }
+
+    /// Loads inside the node's namespace.
+    pub(super) fn load(&self, settings: Settings) -> Result<Kernel, super::KernelError> {
+        self.node.run(move || Kernel::load(&settings))
+    }
+}
+
+/// Settings for [`Row`].
+pub(super) fn settings(mode: Mode) -> Settings {
+    Settings {
+        uplinks: vec!["up0".into()],
+        cluster_interfaces: vec![],
+        mode,
+        flows: 4096,
+        pin: None,
+        snat_addresses: vec![],
+        snat_ports: 20000..=29999,
+        routed: false,
+        deny_drop: false,
+        strangers_pass: false,
+        dns: vec![],
+        views: vec![vec!["10.90.1.0/24".parse().unwrap()]],
+        claims: vec!["10.1.0.0/16".parse().unwrap()],
+        timeouts: Timeouts::default(),
+        sizes: Sizes::default(),
+    }
+}
+
+pub(super) fn name(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
+
+pub(super) fn endpoint(addr: &str, port: u16) -> Endpoint {
+    Endpoint { addr: addr.parse().unwrap(), port }
+}
+
+/// A Service with one VIP and one port.
+pub(super) fn plan(vip: &str, port: u16, protocol: Protocol, endpoints: &[Endpoint]) -> ServicePlan {
+    let vip: IpAddr = vip.parse::<Ipv4Addr>().unwrap().into();
+    let mut endpoints = endpoints.to_vec();
+    endpoints.sort();
+    let frontend = Frontend { vip, port, protocol, views: 1, endpoints, draining: vec![], affinity: 0, dns: false };
+    ServicePlan { vips: vec![vip], views: 1, frontends: vec![frontend], ..ServicePlan::default() }
+}

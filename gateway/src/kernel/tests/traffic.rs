@@ -1,0 +1,159 @@
+//! Real sockets through the loaded and attached datapath.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    Row, endpoint, name,
+    net::{Namespace, eventually, skip},
+    plan, settings,
+};
+use crate::{
+    kernel::{Kernel, Mode},
+    model::Protocol,
+};
+
+/// A TCP server that says its own name and the client's address to each connection.
+fn serve_tcp(namespace: &Namespace, addr: &'static str) {
+    let listener = namespace.run(move || TcpListener::bind(addr).unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming().take(100) {
+            let Ok(mut stream) = stream else { return };
+            let peer = stream.peer_addr().unwrap();
+            write!(stream, "{addr} {peer}").unwrap();
+        }
+    });
+}
+
+/// A UDP server that echoes with its own name in front.
+fn serve_udp(namespace: &Namespace, addr: &'static str) {
+    let socket = namespace.run(move || UdpSocket::bind(addr).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            let answer = [addr.as_bytes(), b" ", &buffer[..n]].concat();
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+}
+
+fn get(client: &Namespace, addr: &str) -> std::io::Result<String> {
+    let addr: SocketAddr = addr.parse().unwrap();
+    client.run(move || {
+        let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(3))?;
+        stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+}
+
+fn started(row: &Row, mode: Mode) -> Arc<Kernel> {
+    let kernel = Arc::new(row.load(settings(mode)).unwrap());
+    let web = plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint("10.90.3.2", 8080), endpoint("10.90.3.3", 8080)]);
+    let echo = plan("10.1.0.2", 7, Protocol::Udp, &[endpoint("10.90.3.2", 7)]);
+    let inside = Arc::clone(&kernel);
+    row.node.run(move || {
+        inside.apply(&name("web"), Some(&web)).unwrap();
+        inside.apply(&name("echo"), Some(&echo)).unwrap();
+        inside.attach().unwrap();
+    });
+    kernel
+}
+
+/// The kernel room is dropped where it was loaded, so that it puts back that namespace's sysctls.
+fn end(row: &Row, kernel: Arc<Kernel>) {
+    row.node.run(move || kernel.detach().unwrap());
+}
+
+fn clients_reach_endpoints(mode: Mode) {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    if mode == Mode::Native {
+        // FACTS of a veth lab: whole checksums from sockets, and GRO for XDP_REDIRECT into the peer.
+        for namespace in [&row.client, &row.server] {
+            namespace.command("ethtool", "-K eth0 tx off gro on");
+        }
+    }
+    serve_tcp(&row.server, "10.90.3.2:8080");
+    serve_tcp(&row.server, "10.90.3.3:8080");
+    serve_udp(&row.server, "10.90.3.2:7");
+    let kernel = started(&row, mode);
+
+    let mut names = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let text = get(&row.client, "10.1.0.1:80").unwrap();
+        let (server, peer) = text.split_once(' ').unwrap();
+        let peer: SocketAddr = peer.parse().unwrap();
+        assert_eq!(peer.ip().to_string(), "10.90.1.1", "the server sees the gateway");
+        assert!((20000..=29999).contains(&peer.port()), "from the reserved range: {peer}");
+        names.insert(server.to_owned());
+    }
+    assert_eq!(names.len(), 2, "both endpoints get connections: {names:?}");
+
+    let echoed = row.client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.connect("10.1.0.2:7").unwrap();
+        let mut buffer = [0; 100];
+        (0..10).map(|_| socket.send(b"hello").and_then(|_| socket.recv(&mut buffer)).unwrap()).sum::<usize>()
+    });
+    assert_eq!(echoed, 10 * "10.90.3.2:7 hello".len());
+
+    let flows = kernel.flows(100).unwrap();
+    let udp = flows.iter().find(|f| f.protocol == "udp").expect("the UDP flow is listed");
+    assert_eq!((udp.vip.as_str(), udp.endpoint.as_str()), ("10.1.0.2:7", "10.90.3.2:7"));
+    assert_eq!((udp.packets_out, udp.packets_in), (10, 10));
+    assert!(udp.client.starts_with("10.90.1.100:") && udp.source.starts_with("10.90.1.1:"), "{udp:?}");
+    let tcp = flows.iter().find(|f| f.protocol == "tcp").expect("TCP flows are listed");
+    assert!(["fin", "rst"].contains(&tcp.state), "the connections are over: {tcp:?}");
+    let counters = kernel.counters();
+    assert_eq!(counters["flow_created"], 21);
+
+    // From the sweep on, replies do not look the client up.
+    let sweeping = Arc::clone(&kernel);
+    eventually("the client has a next hop", || {
+        let hop = sweeping.shared.state().client_hop([10, 90, 1, 100]);
+        hop.is_some_and(|h| h != 0)
+    });
+    end(&row, kernel);
+}
+
+#[test]
+fn clients_reach_endpoints_in_tc() {
+    clients_reach_endpoints(Mode::Auto);
+}
+
+#[test]
+fn clients_reach_endpoints_in_native_xdp() {
+    clients_reach_endpoints(Mode::Native);
+}
+
+#[test]
+fn clients_reach_endpoints_in_generic_xdp() {
+    clients_reach_endpoints(Mode::Generic);
+}
+
+#[test]
+fn a_deleted_service_is_refused_at_once() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    serve_tcp(&row.server, "10.90.3.2:8080");
+    serve_tcp(&row.server, "10.90.3.3:8080");
+    let kernel = started(&row, Mode::Tc);
+    get(&row.client, "10.1.0.1:80").unwrap();
+    kernel.apply(&name("web"), None).unwrap();
+    let error = get(&row.client, "10.1.0.1:80").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "no such VIP: {error}");
+    end(&row, kernel);
+}
