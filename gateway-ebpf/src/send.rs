@@ -35,6 +35,8 @@ use crate::{
 static NEXTHOPS: Array<NextHop> = Array::with_max_entries(capacity::NEXTHOPS, 0);
 
 const AF_INET: u32 = 2;
+/// Index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
 const AF_INET6: u32 = 10;
 
 /// Where a packet leaves.
@@ -153,7 +155,9 @@ fn routed<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.family = AF_INET as u8;
     params.l4_protocol = packet.key.proto;
-    params.ifindex = frame.ifindex();
+    // As a socket of this node would ask: no rule or forwarding switch of the interface it came by has a say. The agent
+    // makes sure that the loopback device, at least, may forward.
+    params.ifindex = LOOPBACK;
     params.__bindgen_anon_1.tot_len = frame.wire_len(packet) as u16;
     params.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(flow.new_src);
     params.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(flow.new_dst);

@@ -257,11 +257,12 @@ impl Hops {
                 self.links = self.netlink.links()?.into_iter().map(|l| (l.index, l)).collect();
             }
             if self.needs_neighbour(r.oif) {
-                match self.netlink.neighbour(r.oif, r.via)? {
-                    Some(Neighbour { mac: Some(mac), .. }) => {
-                        self.neighbours.insert((r.oif, r.via), mac);
-                    }
-                    _ => self.kick(r.oif, r.via),
+                let known = match self.netlink.neighbour(r.oif, r.via)? {
+                    Some(Neighbour { mac: Some(mac), .. }) => Some(mac),
+                    _ => self.kick(r.oif, r.via)?,
+                };
+                if let Some(mac) = known {
+                    self.neighbours.insert((r.oif, r.via), mac);
                 }
             }
         }
@@ -276,11 +277,12 @@ impl Hops {
         self.links.get(&oif).is_some_and(|l| l.up && l.mac.is_some())
     }
 
-    /// Makes the kernel resolve a neighbour; what it finds comes as an event.
-    fn kick(&mut self, oif: u32, via: IpAddr) {
+    /// Makes the kernel resolve a neighbour. What it finds comes as an event, or is there at once (and then there may be none).
+    fn kick(&mut self, oif: u32, via: IpAddr) -> io::Result<Option<[u8; 6]>> {
         if let Err(error) = self.netlink.resolve(oif, via) {
             tracing::debug!(%via, oif, %error, "the kernel does not resolve that neighbour now");
         }
+        Ok(self.netlink.neighbour(oif, via)?.and_then(|n| n.mac))
     }
 
     fn compute(&self, place: Place) -> NextHop {
@@ -410,7 +412,7 @@ impl Hops {
     }
 
     /// Asks the kernel again for neighbours that are in use and not resolved.
-    pub(super) fn ask_for_missing(&mut self) {
+    pub(super) fn ask_for_missing(&mut self) -> io::Result<()> {
         let missing: Vec<(u32, IpAddr)> = self
             .hops
             .values()
@@ -418,9 +420,11 @@ impl Hops {
             .filter_map(|h| if let Place::Out(r) = &h.place { Some((r.oif, r.via)) } else { None })
             .take(ASK_AT_MOST)
             .collect();
-        for (oif, via) in missing {
-            self.kick(oif, via);
+        for (ifindex, addr) in missing {
+            let mac = self.kick(ifindex, addr)?;
+            self.neighbour_changed(&Neighbour { ifindex, addr, mac, stale: false })?;
         }
+        Ok(())
     }
 
     /// Compares with the kernel's neighbour table and has stale entries in use confirmed: XDP sends without the kernel
@@ -443,15 +447,14 @@ impl Hops {
             unseen.remove(&(n.ifindex, n.addr));
             self.neighbour_changed(&n)?;
             if n.stale {
-                self.kick(n.ifindex, n.addr);
+                self.kick(n.ifindex, n.addr)?;
             }
         }
         for (ifindex, addr) in unseen {
             // Gone from the kernel's table (garbage collection): ask before the MAC is believed no longer.
             if self.needs_neighbour(ifindex) {
-                self.kick(ifindex, addr);
-                let known = self.netlink.neighbour(ifindex, addr)?.and_then(|n| n.mac);
-                self.neighbour_changed(&Neighbour { ifindex, addr, mac: known, stale: false })?;
+                let mac = self.kick(ifindex, addr)?;
+                self.neighbour_changed(&Neighbour { ifindex, addr, mac, stale: false })?;
             }
         }
         Ok(())

@@ -276,12 +276,9 @@ impl Kernel {
         if let Some(path) = pin {
             return Err(KernelError::PinNotBuilt { path: path.into() });
         }
-        let mut done = Vec::new();
-        if let Some(ports) = sysctl::ReservedPorts::left_behind() {
-            ports.restore()?;
-            done.push("net.ipv4.ip_local_reserved_ports is as it was before".to_owned());
-        }
-        Ok(done)
+        let Some(sysctls) = sysctl::Sysctls::left_behind() else { return Ok(Vec::new()) };
+        sysctls.restore()?;
+        Ok(sysctls.names().map(|name| format!("{name} is as it was before")).collect())
     }
 
     fn worker(&self) -> MutexGuard<'_, Option<Worker>> {

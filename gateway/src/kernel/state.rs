@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::{
     Attachment, Counters, FlowInfo, KernelError, ServiceInfo, Settings, Totals,
-    answers::Answers,
+    answers::{Answers, Nothing},
     attach::{Attacher, Role},
     hops::{Affected, Hops},
     load::{self, Capacities},
@@ -24,7 +24,7 @@ use super::{
     readback::{self, PerCpuCounters},
     services::{Maps, Services},
     sweep::{self, Clock, FlowMaps, Swept},
-    sysctl::ReservedPorts,
+    sysctl::Sysctls,
     table::Table,
 };
 use crate::{dns::AnswerStore, model::ObjectName, plan::ServicePlan};
@@ -37,7 +37,7 @@ pub(super) struct Shared {
     flows: FlowMaps,
     hz: u32,
     flow_count: AtomicUsize,
-    answers: Arc<Answers>,
+    answers: Option<Arc<Answers>>,
     counters: PerCpuCounters,
 }
 
@@ -68,12 +68,12 @@ impl Shared {
         let hops = Hops::new(netlink, nexthops, sizes.nexthops)
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
         let flows = FlowMaps { flows: Table::open(&ebpf, "FLOWS4")?, endpoints };
-        let answers = Arc::new(Answers::open(&ebpf)?);
+        let answers = Answers::open(&ebpf).ok().map(Arc::new);
         let counters = PerCpuCounters::open(&ebpf)?;
         let clock = Table::open(&ebpf, "CLOCK")?;
         let client_hops = Table::open(&ebpf, "CLIENT_HOPS4")?;
         // The last step that can fail, so that a failure leaves nothing to put back.
-        let ports = ReservedPorts::reserve(&settings.snat_ports)?;
+        let sysctls = Sysctls::set(&settings.snat_ports)?;
         let state = State {
             attacher: Attacher::new(settings.mode),
             settings: settings.clone(),
@@ -88,7 +88,7 @@ impl Shared {
             hz,
             uplinks,
             own,
-            ports: Some(ports),
+            sysctls: Some(sysctls),
             attached: false,
         };
         Ok(Self {
@@ -107,7 +107,10 @@ impl Shared {
     }
 
     pub(super) fn answers(&self) -> Arc<dyn AnswerStore> {
-        Arc::clone(&self.answers) as Arc<dyn AnswerStore>
+        match &self.answers {
+            Some(answers) => Arc::clone(answers) as Arc<dyn AnswerStore>,
+            None => Arc::new(Nothing),
+        }
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -156,7 +159,7 @@ pub(super) struct State {
     hz: u32,
     uplinks: Vec<String>,
     own: Vec<IpAddr>,
-    ports: Option<ReservedPorts>,
+    sysctls: Option<Sysctls>,
     attached: bool,
 }
 
@@ -284,7 +287,7 @@ impl State {
 
     /// Sysctls back.
     pub(super) fn restore(&mut self) -> Result<(), KernelError> {
-        self.ports.take().map_or(Ok(()), |ports| ports.restore())
+        self.sysctls.take().map_or(Ok(()), |sysctls| sysctls.restore())
     }
 
     /// A link came, changed or went; whether routes may have changed with it.
@@ -381,7 +384,7 @@ impl State {
 
     /// Every second; every so often all neighbours in use are confirmed.
     pub(super) fn tick(&mut self, confirm: bool) -> Result<(), KernelError> {
-        self.hops.ask_for_missing();
+        self.hops.ask_for_missing().map_err(next_hops)?;
         if confirm {
             self.hops.confirm().map_err(next_hops)?;
         }

@@ -10,71 +10,108 @@ use std::{
 
 use super::KernelError;
 
+/// Ports that the kernel does not give to local sockets: the source ports of translated flows.
 const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// `bpf_fib_lookup` refuses to look a route up for an interface that does not forward. The datapath asks as the loopback device, so
+/// that no real interface has to become one: this node does not turn into a router. On a Kubernetes node it is 1 anyway.
+const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
 const STATE_DIR: &str = "/run/gateway";
 
-/// The reserved source ports of this network namespace.
-#[derive(Debug)]
-pub(super) struct ReservedPorts {
-    state: Option<PathBuf>,
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    path: String,
     before: String,
     written: String,
+}
+
+/// What the gateway has set in one network namespace.
+#[derive(Debug)]
+pub(super) struct Sysctls {
+    state: Option<PathBuf>,
+    entries: Vec<Entry>,
 }
 
 /// Where the state of the calling thread's network namespace is kept.
 fn state_file() -> Option<PathBuf> {
     let inode = fs::metadata("/proc/thread-self/ns/net").ok()?.ino();
-    Some(Path::new(STATE_DIR).join(format!("reserved-ports.{inode}")))
+    Some(Path::new(STATE_DIR).join(format!("sysctl.{inode}")))
 }
 
-fn error(path: &str) -> impl Fn(io::Error) -> KernelError + '_ {
-    move |source| KernelError::Sysctl { path: path.into(), source }
+fn error(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> KernelError {
+    move |source| KernelError::Sysctl { path: path.as_ref().into(), source }
 }
 
-/// The state of an earlier run: what was there before, and what it wrote.
-fn read_state(path: &Path) -> Option<(String, String)> {
-    let text = fs::read_to_string(path).ok()?;
-    let (before, written) = text.split_once('\n')?;
-    Some((before.to_owned(), written.trim_end().to_owned()))
+fn read(path: &str) -> Result<String, KernelError> {
+    Ok(fs::read_to_string(path).map_err(error(path))?.trim().to_owned())
 }
 
-impl ReservedPorts {
-    /// Adds `ports` to what the kernel does not give to local sockets.
-    pub(super) fn reserve(ports: &RangeInclusive<u16>) -> Result<Self, KernelError> {
-        let current = fs::read_to_string(RESERVED_PORTS).map_err(error(RESERVED_PORTS))?.trim().to_owned();
+/// What an earlier run has noted: path, value before, value written, separated by tabs.
+fn noted(state: &Path) -> Vec<Entry> {
+    let entry = |line: &str| {
+        let mut fields = line.split('\t').map(str::to_owned);
+        Some(Entry { path: fields.next()?, before: fields.next()?, written: fields.next()? })
+    };
+    fs::read_to_string(state).map_or_else(|_| Vec::new(), |text| text.lines().filter_map(entry).collect())
+}
+
+impl Sysctls {
+    /// Reserves `ports` and lets the loopback device forward, as far as that is not so already.
+    pub(super) fn set(ports: &RangeInclusive<u16>) -> Result<Self, KernelError> {
         let state = state_file();
-        // An earlier run that was killed has left its own range in there.
-        let before = state
-            .as_deref()
-            .and_then(read_state)
-            .filter(|(_, written)| parse(written) == parse(&current))
-            .map_or(current, |(before, _)| before);
-        let mut wanted = parse(&before);
+        let earlier = state.as_deref().map(noted).unwrap_or_default();
+        // What an earlier run that was killed has left there is not the host's own value.
+        let before = |path: &str| -> Result<String, KernelError> {
+            let current = read(path)?;
+            let left = earlier.iter().find(|e| e.path == path && e.written == current);
+            Ok(left.map_or(current, |e| e.before.clone()))
+        };
+        let reserved = before(RESERVED_PORTS)?;
+        let mut wanted = parse(&reserved);
         wanted.push(ports.clone());
-        let written = print(&wanted);
-        if let Some(path) = &state {
-            let saved = fs::create_dir_all(STATE_DIR).and_then(|()| fs::write(path, format!("{before}\n{written}\n")));
-            if let Err(error) = saved {
-                tracing::warn!(file = %path.display(), %error, "cannot note the reserved ports; after a crash they stay");
+        let wanted = [
+            (RESERVED_PORTS, reserved, print(&wanted)),
+            (LOOPBACK_FORWARDING, before(LOOPBACK_FORWARDING)?, "1".into()),
+        ];
+        let entries = wanted
+            .into_iter()
+            .filter(|(_, before, written)| before != written)
+            .map(|(path, before, written)| Entry { path: path.to_owned(), before, written })
+            .collect();
+        let mut sysctls = Self { state, entries };
+        sysctls.note();
+        for i in 0..sysctls.entries.len() {
+            let Entry { path, written, .. } = &sysctls.entries[i];
+            if let Err(source) = fs::write(path, format!("{written}\n")) {
+                let failed = error(path)(source);
+                sysctls.entries.truncate(i);
+                return sysctls.restore().and(Err(failed));
             }
+            tracing::debug!(%path, %written, "set, until the gateway is taken off");
         }
-        fs::write(RESERVED_PORTS, format!("{written}\n")).map_err(error(RESERVED_PORTS))?;
-        Ok(Self { state, before, written })
+        Ok(sysctls)
     }
 
-    /// Puts back what was there before, unless somebody else has changed it since.
+    fn note(&self) {
+        let Some(path) = self.state.as_ref().filter(|_| !self.entries.is_empty()) else { return };
+        let text: String = self.entries.iter().map(|e| format!("{}\t{}\t{}\n", e.path, e.before, e.written)).collect();
+        if let Err(error) = fs::create_dir_all(STATE_DIR).and_then(|()| fs::write(path, text)) {
+            tracing::warn!(file = %path.display(), %error, "cannot note the sysctls that are set; after a crash they stay");
+        }
+    }
+
+    /// Puts back what was there before, where nobody else has changed it since.
     pub(super) fn restore(&self) -> Result<(), KernelError> {
-        let current = fs::read_to_string(RESERVED_PORTS).map_err(error(RESERVED_PORTS))?;
-        if parse(&current) == parse(&self.written) {
-            fs::write(RESERVED_PORTS, format!("{}\n", self.before)).map_err(error(RESERVED_PORTS))?;
-        } else {
-            tracing::warn!(file = RESERVED_PORTS, "somebody else has changed it: left as it is");
+        for Entry { path, before, written } in &self.entries {
+            if read(path)? == *written {
+                fs::write(path, format!("{before}\n")).map_err(error(path))?;
+            } else {
+                tracing::warn!(%path, "somebody else has changed it: left as it is");
+            }
         }
         if let Some(path) = &self.state {
             match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(KernelError::Sysctl { path: path.clone(), source: e });
-                }
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(path)(e)),
                 _ => {}
             }
             // Other namespaces may have their own files in there.
@@ -85,9 +122,14 @@ impl ReservedPorts {
 
     /// What an earlier run left, when it did.
     pub(super) fn left_behind() -> Option<Self> {
-        let path = state_file()?;
-        let (before, written) = read_state(&path)?;
-        Some(Self { state: Some(path), before, written })
+        let state = state_file()?;
+        let entries = noted(&state);
+        (!entries.is_empty()).then_some(Self { state: Some(state), entries })
+    }
+
+    /// The sysctls, as `sysctl` names them.
+    pub(super) fn names(&self) -> impl Iterator<Item = String> + '_ {
+        self.entries.iter().map(|e| e.path.trim_start_matches("/proc/sys/").replace('/', "."))
     }
 }
 

@@ -33,6 +33,7 @@ fn detaching_leaves_no_program_and_no_sysctl() {
     for (mode, xdp) in [(Mode::Native, Some("native")), (Mode::Generic, Some("generic")), (Mode::Auto, None)] {
         let kernel = Arc::new(row.load(settings(mode)).unwrap());
         assert_eq!(row.node.sysctl(RESERVED), "8080,20000-30010", "reserved ranges are joined");
+        assert_eq!(row.node.sysctl("net.ipv4.conf.up0.forwarding"), "0", "the node does not become a router");
         let list = attached(&kernel, &row).unwrap();
         assert_eq!(list, [Attachment { interface: "up0".into(), role: "uplink", xdp, tc: true }]);
         let links = row.node.command("ip", "-d link show dev up0");
@@ -41,6 +42,7 @@ fn detaching_leaves_no_program_and_no_sysctl() {
         let links = row.node.command("ip", "-d link show dev up0");
         assert!(!links.contains("xdp"), "{links}");
         assert_eq!(row.node.sysctl(RESERVED), "8080,30000-30010");
+        assert_eq!(row.node.sysctl("net.ipv4.conf.lo.forwarding"), "0");
     }
 }
 
@@ -121,7 +123,9 @@ fn a_cluster_interface_is_attached_when_an_endpoint_needs_it() {
     let kernel = Arc::new(row.load(settings(Mode::Tc)).unwrap());
     attached(&kernel, &row).unwrap();
     assert_eq!(kernel.attachments().len(), 1);
-    kernel.apply(&name("web"), Some(&plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint("10.90.3.2", 80)]))).unwrap();
+    let web = plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint("10.90.3.2", 80)]);
+    let inside = Arc::clone(&kernel);
+    row.node.run(move || inside.apply(&name("web"), Some(&web))).unwrap();
     let list = kernel.attachments();
     assert_eq!(list.len(), 2);
     assert_eq!(list[1], Attachment { interface: "down0".into(), role: "cluster", xdp: None, tc: true });

@@ -17,15 +17,15 @@ use crate::{
 };
 
 /// Client, gateway node and server, in a row.
-pub(super) struct Row {
-    pub(super) client: Namespace,
-    pub(super) node: Namespace,
-    pub(super) server: Namespace,
+struct Row {
+    client: Namespace,
+    node: Namespace,
+    server: Namespace,
 }
 
 impl Row {
     /// 10.90.1.100 (client) - `up0` 10.90.1.1 (node) 10.90.3.1 `down0` - 10.90.3.2 and .3 (server). The node does not forward.
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let row = Self { client: Namespace::new(), node: Namespace::new(), server: Namespace::new() };
         row.node.veth("up0", "10.90.1.1/24", &row.client, "eth0", "10.90.1.100/24");
         row.node.veth("down0", "10.90.3.1/24", &row.server, "eth0", "10.90.3.2/24");
@@ -36,13 +36,13 @@ impl Row {
     }
 
     /// Loads inside the node's namespace.
-    pub(super) fn load(&self, settings: Settings) -> Result<Kernel, super::KernelError> {
+    fn load(&self, settings: Settings) -> Result<Kernel, super::KernelError> {
         self.node.run(move || Kernel::load(&settings))
     }
 }
 
 /// Settings for [`Row`].
-pub(super) fn settings(mode: Mode) -> Settings {
+fn settings(mode: Mode) -> Settings {
     Settings {
         uplinks: vec!["up0".into()],
         cluster_interfaces: vec![],
@@ -62,16 +62,16 @@ pub(super) fn settings(mode: Mode) -> Settings {
     }
 }
 
-pub(super) fn name(name: &str) -> ObjectName {
+fn name(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
 }
 
-pub(super) fn endpoint(addr: &str, port: u16) -> Endpoint {
+fn endpoint(addr: &str, port: u16) -> Endpoint {
     Endpoint { addr: addr.parse().unwrap(), port }
 }
 
 /// A Service with one VIP and one port.
-pub(super) fn plan(vip: &str, port: u16, protocol: Protocol, endpoints: &[Endpoint]) -> ServicePlan {
+fn plan(vip: &str, port: u16, protocol: Protocol, endpoints: &[Endpoint]) -> ServicePlan {
     let vip: IpAddr = vip.parse::<Ipv4Addr>().unwrap().into();
     let mut endpoints = endpoints.to_vec();
     endpoints.sort();
