@@ -11,6 +11,9 @@ pub mod parse;
 pub mod rate;
 pub mod translate;
 
+#[cfg(test)]
+mod tests;
+
 use bytemuck::Pod;
 
 /// A frame that can be read at an offset, bounds checked.
