@@ -122,8 +122,9 @@ impl Pending {
 
 fn follow_events(shared: &Shared, events: &Events, ended: &PipeReader) {
     let mut pending = Pending::default();
-    // What happened between the first look and the first event.
+    // What happened between the first look and the first event: neighbours that were asked for when the first endpoints came have answered.
     pending.add(None);
+    report(shared.state().resync());
     let mut tick = Instant::now() + TICK;
     let mut confirm = Instant::now() + CONFIRM;
     loop {
