@@ -448,16 +448,16 @@ pub mod dns_entry {
     pub const ALIAS: u8 = 1 << 1;
 }
 
-/// A body too large for a [`DnsEntry`].
-#[repr(C)]
+/// A body too large for a [`DnsEntry`]. Aligned as [`Zone`] is.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DnsLarge {
     /// The body; [`DnsEntry::len`] bytes are used.
     pub body: [u8; DNS_LARGE_BODY],
 }
 
-/// A zone known as a whole: any name below it that has no entry does not exist.
-#[repr(C)]
+/// A zone known as a whole: any name below it that has no entry does not exist. Aligned so that the SOA is copied a word at a time.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Zone {
     /// Name of the zone in wire format with its root byte, folded, rest zero.

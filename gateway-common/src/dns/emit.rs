@@ -4,7 +4,7 @@ use super::{
     build::{Answer, key},
     name::fold,
     question::{Query, Unsupported, parse},
-    reply::{Body, Reply, aged, opt, rotation},
+    reply::{Reply, aged, opt, rotation},
     resolve::Outcome,
     wire,
 };
@@ -107,10 +107,8 @@ impl Request {
     pub fn emit_negative(&self, zone: &Zone, rcode: u16, limit: usize) -> Vec<u8> {
         let reply = Reply::of_zone(&self.query, zone, rcode, limit);
         self.message(&reply, |message| {
-            if let Body::Soa { owner } = reply.body {
-                message.extend(owner.to_be_bytes());
-                message.extend(&zone.soa[..usize::from(zone.soa_len)]);
-            }
+            message.extend(reply.owner.to_be_bytes());
+            message.extend(&zone.soa[..usize::from(zone.soa_len)]);
         })
     }
 
@@ -121,8 +119,8 @@ impl Request {
             answers: 0,
             authorities: 0,
             additionals: self.query.edns.into(),
-            body: Body::Empty,
             body_len: 0,
+            owner: 0,
             edns: self.query.edns,
             truncated: false,
         };

@@ -6,20 +6,6 @@ use crate::{
     maps::{DnsEntry, Zone, dns_key},
 };
 
-/// What stands between question and OPT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// Nothing: the answer is truncated, or has no records.
-    Empty,
-    /// The entry's body.
-    Entry,
-    /// A pointer to the zone's name inside the question, then [`Zone::soa`].
-    Soa {
-        /// The pointer.
-        owner: u16,
-    },
-}
-
 /// The plan of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -31,10 +17,10 @@ pub struct Reply {
     pub authorities: u16,
     /// Additional records, OPT included.
     pub additionals: u16,
-    /// The body.
-    pub body: Body,
     /// Bytes of the body.
     pub body_len: u16,
+    /// Not 0: the body is this pointer, to the zone's name inside the question, and [`Zone::soa`]; else it is an entry's.
+    pub owner: u16,
     /// An OPT record ends the message.
     pub edns: bool,
     /// It did not fit: TC is set and the body left out.
@@ -55,8 +41,8 @@ impl Reply {
             answers: entry.answers,
             authorities: entry.authorities,
             additionals: entry.additionals,
-            body: Body::Entry,
             body_len: entry.len,
+            owner: 0,
             edns: query.edns,
             truncated: false,
         }
@@ -72,8 +58,8 @@ impl Reply {
             answers: 0,
             authorities: 1,
             additionals: 0,
-            body: Body::Soa { owner: 0xC000 | owner },
             body_len: 2 + zone.soa_len,
+            owner: 0xC000 | owner,
             edns: query.edns,
             truncated: false,
         }
@@ -88,7 +74,6 @@ impl Reply {
             self.answers = 0;
             self.authorities = 0;
             self.additionals = 0;
-            self.body = Body::Empty;
             self.body_len = 0;
         }
         if self.edns {

@@ -10,10 +10,13 @@ use super::{
 };
 use crate::{limits::MAX_ZONES, maps::Zone};
 
+/// What is known about one name: type, [`crate::maps::dns_key`] bits, answer.
+type Types = Vec<(u16, u8, Arc<Answer>)>;
+
 /// Entries by name, and zones. Names may be longer than the kernel's.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    names: HashMap<Box<[u8]>, Vec<(u16, u8, Arc<Answer>)>>,
+    names: HashMap<Box<[u8]>, Types>,
     zones: [Option<Arc<Zone>>; MAX_ZONES],
 }
 

@@ -1,0 +1,266 @@
+//! The programs under test: loaded from the binary's own object, given frames by `BPF_PROG_TEST_RUN`.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, PerCpuArray, lpm_trie::Key, lpm_trie::LpmTrie},
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+};
+use bytemuck::{Pod, Zeroable as _};
+use gateway_common::{
+    Reason,
+    dns::{
+        build::{Answer, key},
+        emit::Request,
+        table::Table,
+    },
+    maps::{Config, DnsEntry, DnsKey, DnsLarge, View, Zone, config},
+};
+
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 90, 1, 100);
+/// A client of view 1; [`CLIENT`] is in view 0.
+pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 90, 3, 7);
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 100);
+const PORT: u16 = 40_001;
+const HEADERS: usize = 14 + 20 + 8;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+const TC_UNSPEC: u32 = u32::MAX;
+const TC_REDIRECT: u32 = 7;
+
+const KEY: usize = size_of::<DnsKey>();
+const ENTRY: usize = size_of::<DnsEntry>();
+const LARGE: usize = size_of::<DnsLarge>();
+const ZONE: usize = size_of::<Zone>();
+const CONFIG: usize = size_of::<Config>();
+const VIEW: usize = size_of::<View>();
+
+fn bytes<T: Pod, const N: usize>(value: &T) -> [u8; N] {
+    bytemuck::bytes_of(value).try_into().expect("the size of the type")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Xdp,
+    Tc,
+}
+
+pub const TIERS: [Tier; 2] = [Tier::Xdp, Tier::Tc];
+
+/// What a program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Did {
+    /// The DNS message that goes back, its frame checked.
+    Answered(Vec<u8>),
+    /// The frame goes on, unchanged.
+    Passed,
+}
+
+impl Did {
+    pub fn answer(self) -> Vec<u8> {
+        match self {
+            Self::Answered(message) => message,
+            Self::Passed => panic!("passed to the forwarder, where the kernel should have answered"),
+        }
+    }
+}
+
+/// The loaded object, and the host's table of what its maps hold.
+pub struct Bench {
+    ebpf: Ebpf,
+    pub table: Table,
+    next_large: u32,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let mut ebpf = aya::EbpfLoader::new().load(gateway::kernel::OBJECT).expect("the object loads (as root)");
+        let mut config = Config::zeroed();
+        config.flags = config::DNS;
+        config.dns4_len = 1;
+        config.dns4[0] = SERVER.octets();
+        let mut map: Array<_, [u8; CONFIG]> = map(&mut ebpf, "CONFIG");
+        map.set(0, bytes(&config), 0).expect("CONFIG");
+        let mut views: LpmTrie<_, [u8; 4], [u8; VIEW]> = self::map(&mut ebpf, "VIEWS4");
+        for (id, client) in [CLIENT, OTHER].into_iter().enumerate() {
+            let view = View { id: id as u32, flags: 0 };
+            let [a, b, c, _] = client.octets();
+            views.insert(&Key::new(24, [a, b, c, 0]), bytes(&view), 0).expect("VIEWS4");
+        }
+        for name in ["xdp_uplink", "empty"] {
+            let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
+            program.load().unwrap_or_else(|e| panic!("{name}: {}", refusal(&e)));
+        }
+        let program: &mut SchedClassifier =
+            ebpf.program_mut("tc_uplink").expect("tc_uplink").try_into().expect("a TC program");
+        program.load().unwrap_or_else(|e| panic!("tc_uplink: {}", refusal(&e)));
+        Self { ebpf, table: Table::default(), next_large: 1 }
+    }
+
+    /// Into the maps and the table.
+    pub fn put(&mut self, name: &[u8], qtype: u16, bits: u8, answer: Answer) {
+        if let Some(key) = key(name, qtype, bits)
+            && let Some((entry, large)) = answer.to_kernel(self.next_large)
+        {
+            if let Some(large) = large {
+                let mut map: HashMap<_, u32, [u8; LARGE]> = map(&mut self.ebpf, "LARGE");
+                map.insert(self.next_large, bytes::<_, LARGE>(&large), 0).expect("LARGE");
+                self.next_large += 1;
+            }
+            let mut map: HashMap<_, [u8; KEY], [u8; ENTRY]> = map(&mut self.ebpf, "ANSWERS");
+            map.insert(bytes::<_, KEY>(&key), bytes::<_, ENTRY>(&entry), 0).expect("ANSWERS");
+        }
+        self.table.put(name, qtype, bits, answer.into());
+    }
+
+    pub fn set_zone(&mut self, index: usize, zone: Zone) {
+        let mut map: Array<_, [u8; ZONE]> = map(&mut self.ebpf, "ZONES");
+        map.set(index as u32, bytes::<_, ZONE>(&zone), 0).expect("ZONES");
+        self.table.set_zone(index, zone);
+    }
+
+    /// Times the kernel has served an entry.
+    pub fn hits(&mut self, request: &Request, bits: u8) -> u64 {
+        let Some(key) = key(request.name(), request.query.qtype, bits) else { return 0 };
+        let map: HashMap<_, [u8; KEY], [u8; ENTRY]> = map(&mut self.ebpf, "ANSWERS");
+        let entry: Option<DnsEntry> =
+            map.get(&bytes::<_, KEY>(&key), 0).ok().map(|entry| bytemuck::pod_read_unaligned(&entry));
+        entry.map_or(0, |entry| entry.hits)
+    }
+
+    pub fn count(&mut self, reason: Reason) -> u64 {
+        let map: PerCpuArray<_, u64> = map(&mut self.ebpf, "COUNTERS");
+        map.get(&(reason as u32), 0).expect("COUNTERS").iter().sum()
+    }
+
+    /// Gives a query of `client` to a program, and checks everything of the answer's frame that is not DNS.
+    pub fn ask(&mut self, tier: Tier, client: Ipv4Addr, message: &[u8]) -> Did {
+        let query = frame(client, message);
+        let (verdict, answer) = self.run(tier, &query);
+        match (tier, verdict) {
+            (Tier::Xdp, XDP_PASS) | (Tier::Tc, TC_UNSPEC) => {
+                assert_eq!(answer, query, "a frame that passes is unchanged");
+                Did::Passed
+            }
+            (Tier::Xdp, XDP_REDIRECT) | (Tier::Tc, TC_REDIRECT) => Did::Answered(checked(client, &answer)),
+            (_, verdict) => panic!("{tier:?} verdict {verdict}"),
+        }
+    }
+
+    /// Runs a program once on a frame.
+    pub fn run(&self, tier: Tier, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; 4096];
+        let mut options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        options.repeat = 1;
+        let result = match tier {
+            Tier::Xdp => self.xdp("xdp_uplink").test_run(options),
+            Tier::Tc => {
+                let program: &SchedClassifier =
+                    self.ebpf.program("tc_uplink").expect("tc_uplink").try_into().expect("a TC program");
+                program.test_run(options)
+            }
+        };
+        let result = result.expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        (result.return_value, out)
+    }
+
+    /// Time of one run of an XDP program.
+    pub fn time(&self, program: &str, frame: &[u8]) -> Duration {
+        let options = TestRunOptions { data_in: Some(frame), ..Default::default() };
+        self.xdp(program).test_run(options).expect("BPF_PROG_TEST_RUN").duration
+    }
+
+    fn xdp(&self, name: &str) -> &Xdp {
+        self.ebpf.program(name).expect(name).try_into().expect("an XDP program")
+    }
+}
+
+fn map<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> M
+where
+    M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
+{
+    ebpf.map_mut(name).expect(name).try_into().expect(name)
+}
+
+fn refusal(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { verifier_log, .. } => {
+            let log = verifier_log.to_string();
+            let tail: Vec<_> = log.lines().rev().take(60).collect();
+            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
+}
+
+fn complement(mut sum: u32) -> u16 {
+    while sum > 0xFFFF {
+        sum = (sum >> 16) + (sum & 0xFFFF);
+    }
+    !(sum as u16)
+}
+
+fn pseudo(src: Ipv4Addr, dst: Ipv4Addr, udp_len: usize) -> u32 {
+    sum(&src.octets()) + sum(&dst.octets()) + 17 + udp_len as u32
+}
+
+/// What stands in the checksum field of a query whose checksum is still to be completed.
+pub fn pseudo_sum(client: Ipv4Addr, udp_len: usize) -> u16 {
+    !complement(pseudo(client, SERVER, udp_len))
+}
+
+/// A client's frame with this message, every checksum right.
+pub fn frame(client: Ipv4Addr, message: &[u8]) -> Vec<u8> {
+    let udp_len = 8 + message.len();
+    let mut ip = vec![0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, 61, 17, 0, 0];
+    ip[2..4].copy_from_slice(&(20 + udp_len as u16).to_be_bytes());
+    ip.extend(client.octets());
+    ip.extend(SERVER.octets());
+    let check = complement(sum(&ip));
+    ip[10..12].copy_from_slice(&check.to_be_bytes());
+    let mut udp = Vec::with_capacity(udp_len);
+    for word in [PORT, 53, udp_len as u16, 0] {
+        udp.extend(word.to_be_bytes());
+    }
+    udp.extend(message);
+    let check = match complement(sum(&udp) + pseudo(client, SERVER, udp_len)) {
+        0 => 0xFFFF,
+        check => check,
+    };
+    udp[6..8].copy_from_slice(&check.to_be_bytes());
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    frame.extend(ip);
+    frame.extend(udp);
+    frame
+}
+
+/// The message in an answer's frame; MACs, addresses, ports, lengths, TTL and both checksums are as they must be.
+pub fn checked(client: Ipv4Addr, frame: &[u8]) -> Vec<u8> {
+    assert!(frame.len() > HEADERS, "an answer of {} bytes", frame.len());
+    let (eth, ip, udp) = (&frame[..14], &frame[14..34], &frame[34..]);
+    assert_eq!(eth, [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0], "MACs change places");
+    assert_eq!(ip[0], 0x45);
+    assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), frame.len() - 14, "IP length");
+    assert_eq!(ip[8], 64, "TTL");
+    assert_eq!(complement(sum(ip)), 0, "IP checksum");
+    assert_eq!(ip[12..16], SERVER.octets());
+    assert_eq!(ip[16..20], client.octets());
+    assert_eq!(udp[..2], 53u16.to_be_bytes());
+    assert_eq!(udp[2..4], PORT.to_be_bytes());
+    assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), udp.len(), "UDP length");
+    assert_ne!(udp[6..8], [0, 0], "a real UDP checksum");
+    assert_eq!(complement(sum(udp) + pseudo(SERVER, client, udp.len())), 0, "UDP checksum");
+    udp[8..].to_vec()
+}
+
+/// `CLOCK_MONOTONIC` in ns.
+pub fn now() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("the clock");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
