@@ -1,6 +1,6 @@
 //! The kernel room as the agent uses it, or nothing with `datapath.mode: off`.
 
-use std::{path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -18,13 +18,11 @@ pub(super) struct Datapath(Option<Kernel>);
 
 impl Datapath {
     /// Loads programs and maps; nothing is attached yet.
-    pub fn load(config: &Config, sizes: Sizes, cidrs: &[IpNet]) -> Result<Self, KernelError> {
+    pub fn load(config: &Config, sizes: Sizes, cidrs: &[IpNet], listen: &[SocketAddr]) -> Result<Self, KernelError> {
         if config.datapath.mode == Mode::Off {
             return Ok(Self(None));
         }
-        let mut settings = config.settings(sizes);
-        settings.claims = cidrs.to_vec();
-        Kernel::load(&settings).map(|kernel| Self(Some(kernel)))
+        Kernel::load(&config.settings(sizes, cidrs, listen)).map(|kernel| Self(Some(kernel)))
     }
 
     /// The kernel's answers.

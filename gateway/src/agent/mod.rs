@@ -76,9 +76,9 @@ impl End {
 }
 
 /// Where the forwarder listens: as configured, or on the uplinks' addresses that can be bound now.
-fn listen(config: &Config) -> Result<Vec<SocketAddr>> {
+fn listen(config: &Config) -> Vec<SocketAddr> {
     if !config.dns.listen.is_empty() {
-        return Ok(config.dns.listen.clone());
+        return config.dns.listen.clone();
     }
     let mut found = Vec::new();
     for ip in node::uplink_addresses(&config.uplinks) {
@@ -88,7 +88,7 @@ fn listen(config: &Config) -> Result<Vec<SocketAddr>> {
             Err(error) => tracing::warn!(%ip, %error, "the forwarder does not listen on this address of the uplink"),
         }
     }
-    Ok(found)
+    found
 }
 
 fn list(items: &[impl ToString]) -> String {

@@ -10,10 +10,11 @@ use tokio::{
 
 use super::{datapath::Datapath, state::State};
 use crate::{
-    config::Source,
+    config::{Config, Source},
     dns::{Resolver, ResolverHandle},
     kernel::{KernelError, Mode, Sizes},
     model::{Cluster, Dirty, Event, ObjectName},
+    node,
     plan::{self, PlanConfig, ServicePlan},
     source::{self, SourceConfig, SourceHandle},
 };
@@ -43,8 +44,12 @@ impl Owner {
     /// What keeps it from serving; whatever was attached is off again.
     pub async fn start(state: Arc<State>) -> Result<Self> {
         let config = &state.config;
-        let listen = super::listen(config)?;
+        interfaces_exist(config)?;
+        let listen = super::listen(config);
         let plan = config.plan_config(&listen);
+        if !config.dns.upstreams.is_empty() {
+            tracing::warn!("dns.upstreams: not used yet: the cluster's zone is answered as a whole from the source");
+        }
         let (sender, mut events) = mpsc::channel(BATCHES);
         let source = source::start(source_config(&config.source), sender).await?;
         let _first = state.source.set(source.status());
@@ -66,7 +71,7 @@ impl Owner {
         }
         state.change(|held| held.cidrs.clone_from(&cidrs));
 
-        let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs)?);
+        let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs, &listen)?);
         // Loading has told by now when it is the uplinks themselves that are missing.
         if listen.is_empty() {
             bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
@@ -223,22 +228,30 @@ fn source_config(source: &Source) -> SourceConfig {
     }
 }
 
-/// Maps are sized once: for four times what there is now, and for a small cluster's growth.
-fn sizes(config: &crate::config::Config, plans: &[(ObjectName, ServicePlan)]) -> Sizes {
-    let count = |of: fn(&ServicePlan) -> usize| plans.iter().map(|(_, plan)| of(plan)).sum::<usize>();
-    let room = |now: usize, least: u32| {
-        u32::try_from(now.saturating_mul(4))
-            .unwrap_or(u32::MAX)
-            .max(least)
-            .checked_next_power_of_two()
-            .unwrap_or(1 << 31)
+/// What the maps must hold now; the kernel room leaves room for growth.
+fn sizes(config: &Config, plans: &[(ObjectName, ServicePlan)]) -> Sizes {
+    let count = |of: fn(&ServicePlan) -> usize| {
+        u32::try_from(plans.iter().map(|(_, plan)| of(plan)).sum::<usize>()).unwrap_or(u32::MAX)
     };
-    let services = count(|plan| plan.vips.len() + plan.frontends.len());
-    let endpoints = count(|plan| plan.frontends.iter().map(|f| f.endpoints.len() + f.draining.len()).sum());
-    let records = count(|plan| plan.records.len());
+    // A name has an entry for itself and one for each type.
+    let zone = count(|plan| 2 * plan.records.len());
     Sizes {
-        services: room(services, 1 << 14),
-        endpoints: room(endpoints, 1 << 16),
-        answers: room(records, 1 << 16).saturating_add(config.dns.cache.entries),
+        services: count(|plan| plan.vips.len() + plan.frontends.len()),
+        endpoints: count(|plan| plan.frontends.iter().map(|f| f.endpoints.len() + f.draining.len()).sum()),
+        answers: zone.saturating_add(config.dns.cache.entries),
     }
+}
+
+/// Before the source is waited for: what is missing on this node is an error even when the API server does not answer.
+fn interfaces_exist(config: &Config) -> Result<(), KernelError> {
+    if config.datapath.mode == Mode::Off {
+        return Ok(());
+    }
+    let there = node::interfaces();
+    for (key, names) in [("uplinks", &config.uplinks), ("clusterInterfaces", &config.cluster_interfaces)] {
+        if let Some(name) = names.iter().find(|&name| !there.contains(name)) {
+            return Err(KernelError::NoInterface { key, name: name.clone(), known: there.join(", ") });
+        }
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! What each room is told, out of a checked config.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
 
 use super::{Cache, Config, Deny, ReturnPath, Strangers};
 use crate::{
@@ -14,8 +16,8 @@ use crate::{
 pub const ZONE_TTL: u32 = 30;
 
 impl Config {
-    /// What the datapath is told. `sizes` come from the first plan.
-    pub fn settings(&self, sizes: Sizes) -> Settings {
+    /// What the datapath is told: `sizes` come from the first plan, `claims` are the service CIDRs, `listen` the forwarder's addresses.
+    pub fn settings(&self, sizes: Sizes, claims: &[IpNet], listen: &[SocketAddr]) -> Settings {
         Settings {
             uplinks: self.uplinks.clone(),
             cluster_interfaces: self.cluster_interfaces.clone(),
@@ -27,17 +29,12 @@ impl Config {
             routed: self.return_path == ReturnPath::Routed,
             deny_drop: self.deny == Deny::Drop,
             strangers_pass: self.strangers == Strangers::Pass,
-            dns: self.kernel_dns(),
+            dns: kernel_dns(listen),
             views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
-            claims: self.service_cidrs.clone(),
+            claims: claims.to_vec(),
             timeouts: self.datapath.timeouts,
             sizes,
         }
-    }
-
-    /// The kernel answers port 53 only; a forwarder on another port is reached by its socket.
-    fn kernel_dns(&self) -> Vec<IpAddr> {
-        self.dns.listen.iter().filter(|address| address.port() == 53).map(SocketAddr::ip).collect()
     }
 
     /// What the resolver is told; `listen` are its addresses.
@@ -78,4 +75,11 @@ impl Config {
             ttl: ZONE_TTL,
         }
     }
+}
+
+/// The kernel answers where the forwarder does, and only port 53.
+fn kernel_dns(listen: &[SocketAddr]) -> Vec<IpAddr> {
+    let dns: Vec<IpAddr> = listen.iter().filter(|address| address.port() == 53).map(SocketAddr::ip).collect();
+    // An empty list means the uplinks' addresses, where another program may have port 53. No packet is sent to this one.
+    if dns.is_empty() { vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)] } else { dns }
 }

@@ -96,14 +96,23 @@ log: gateway=debug,info
     assert_eq!(config.dns.listen[2].to_string(), "[fd00::2]:53");
     assert_eq!(config.dns.forward[0].to[1].to_string(), "[2620:fe::fe]:53");
     assert_eq!(config.dns.forward[1], Forward { zone: "corp.example".to_owned(), to: Vec::new() });
-    let settings = config.settings(Sizes::default());
+    let settings = config.settings(Sizes::default(), &config.service_cidrs, &config.dns.listen);
     assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
     assert_eq!(settings.snat_ports, 40_000..=40_999);
     assert_eq!(settings.dns.len(), 3);
+    assert_eq!(settings.claims, config.service_cidrs);
     assert_eq!(settings.views[1].len(), 2);
     let plan = config.plan_config(&config.dns.listen);
     assert_eq!(plan.views, [None, Some(vec!["shop".to_owned(), "default".to_owned()])]);
     assert_eq!(plan.dns_listen.len(), 3);
+}
+
+#[test]
+fn the_kernel_answers_where_the_forwarder_does_on_port_53_only() {
+    let config = parse(&format!("{LEAST}dns: {{listen: [10.0.0.1, \"10.0.0.2:5353\"]}}\n")).expect("a valid config");
+    let dns = |listen: &[SocketAddr]| config.settings(Sizes::default(), &[], listen).dns;
+    assert_eq!(dns(&config.dns.listen), [config.dns.listen[0].ip()]);
+    assert!(dns(&config.dns.listen[1..]).iter().all(std::net::IpAddr::is_unspecified), "not the uplinks' addresses");
 }
 
 #[test]
