@@ -106,15 +106,17 @@ pub(super) fn documents(text: &str, json: bool) -> Result<Parsed, ParseError> {
             parsed.document(document, Place { text, document: Document::Json(start), item: None })?;
         }
     }
+    let merge = text.contains("<<:");
     for (index, document) in serde_yaml_ng::Deserializer::from_str(text).enumerate() {
-        let document = value(document, text)?;
+        let document = value(document, merge)?;
         parsed.document(document, Place { text, document: Document::Yaml(index), item: None })?;
     }
     Ok(parsed)
 }
 
-fn value(document: serde_yaml_ng::Deserializer<'_>, text: &str) -> Result<Value, ParseError> {
-    if !text.contains("<<:") {
+/// `merge`: there are merge keys, which cost another copy of everything.
+fn value(document: serde_yaml_ng::Deserializer<'_>, merge: bool) -> Result<Value, ParseError> {
+    if !merge {
         return Value::deserialize(document).map_err(yaml_error);
     }
     let mut merged = serde_yaml_ng::Value::deserialize(document).map_err(yaml_error)?;
