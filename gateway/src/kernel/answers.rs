@@ -100,22 +100,3 @@ impl AnswerStore for Answers {
         self.zones.put(&slot, zone)
     }
 }
-
-/// Stands in while the BPF object has no resolver stage: the forwarder answers everything.
-#[derive(Debug)]
-pub(super) struct Nothing;
-
-impl AnswerStore for Nothing {
-    fn put(&self, _: &DnsKey, _: &DnsEntry, _: Option<&DnsLarge>) -> io::Result<()> {
-        Ok(())
-    }
-    fn remove(&self, _: &DnsKey) -> io::Result<()> {
-        Ok(())
-    }
-    fn hits(&self, _: &DnsKey) -> Option<u64> {
-        None
-    }
-    fn set_zone(&self, _: usize, _: &Zone) -> io::Result<()> {
-        Ok(())
-    }
-}

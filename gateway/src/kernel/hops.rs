@@ -127,6 +127,11 @@ impl Hops {
         &mut self.netlink
     }
 
+    #[cfg(test)]
+    pub(super) const fn table(&self) -> &Table<u32, NextHop> {
+        &self.table
+    }
+
     /// A link by index.
     pub(super) fn link(&self, index: u32) -> Option<&Link> {
         self.links.get(&index)

@@ -76,6 +76,7 @@ pub(super) fn load(settings: &Settings, sizes: &Capacities) -> Result<Ebpf, Kern
         .map_max_entries("MAGLEV", sizes.maglev)
         .map_max_entries("NEXTHOPS", sizes.nexthops)
         .map_max_entries("ANSWERS", sizes.answers)
+        .map_max_entries("LARGE", sizes.answers)
         .map_max_entries("FLOWS4", sizes.flows)
         // IPv6 is left to the node by this version: its flows need no memory.
         .map_max_entries("FLOWS6", 1)

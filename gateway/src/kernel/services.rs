@@ -472,6 +472,11 @@ impl Services {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub(super) const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
     /// Counts, for people.
     pub(super) fn totals(&self) -> Totals {
         Totals {

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::{
     Attachment, Counters, FlowInfo, KernelError, ServiceInfo, Settings, Totals,
-    answers::{Answers, Nothing},
+    answers::Answers,
     attach::{Attacher, Role},
     hops::{Affected, Hops},
     load::{self, Capacities},
@@ -37,7 +37,7 @@ pub(super) struct Shared {
     flows: FlowMaps,
     hz: u32,
     flow_count: AtomicUsize,
-    answers: Option<Arc<Answers>>,
+    answers: Arc<Answers>,
     counters: PerCpuCounters,
 }
 
@@ -68,7 +68,7 @@ impl Shared {
         let hops = Hops::new(netlink, nexthops, sizes.nexthops)
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
         let flows = FlowMaps { flows: Table::open(&ebpf, "FLOWS4")?, endpoints };
-        let answers = Answers::open(&ebpf).ok().map(Arc::new);
+        let answers = Arc::new(Answers::open(&ebpf)?);
         let counters = PerCpuCounters::open(&ebpf)?;
         let clock = Table::open(&ebpf, "CLOCK")?;
         let client_hops = Table::open(&ebpf, "CLIENT_HOPS4")?;
@@ -107,17 +107,19 @@ impl Shared {
     }
 
     pub(super) fn answers(&self) -> Arc<dyn AnswerStore> {
-        match &self.answers {
-            Some(answers) => Arc::clone(answers) as Arc<dyn AnswerStore>,
-            None => Arc::new(Nothing),
-        }
+        Arc::clone(&self.answers) as Arc<dyn AnswerStore>
     }
 
     pub(super) fn counters(&self) -> Counters {
         self.counters.read()
     }
 
-    fn clock(&self) -> Result<Clock, KernelError> {
+    #[cfg(test)]
+    pub(super) const fn flow_maps(&self) -> &FlowMaps {
+        &self.flows
+    }
+
+    pub(super) fn clock(&self) -> Result<Clock, KernelError> {
         let now = self.state().jiffies()?;
         Ok(Clock { now, hz: self.hz })
     }
@@ -389,6 +391,16 @@ impl State {
             self.hops.confirm().map_err(next_hops)?;
         }
         Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) const fn maps(&self) -> &Maps {
+        self.services.maps()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn next_hops(&self) -> &Table<u32, gateway_common::maps::NextHop> {
+        self.hops.table()
     }
 
     #[cfg(test)]

@@ -156,15 +156,16 @@ pub(super) fn sweep(
             let alive =
                 !clock.older(record.seen, shortest) || !dead(maps, timeouts, clock, &mut generations, &key, &record)?;
             if !alive {
-                // The records were copied a moment ago: only what still stands as it was is deleted.
-                if end(maps, clock, &key, &record)? && forward {
+                // The records were copied a moment ago: only what still stands as it was is deleted. Both go with the first of
+                // the two that the walk meets.
+                if end(maps, clock, &key, &record)? {
                     swept.ended += 1;
                 }
                 continue;
             }
             if forward {
                 swept.flows += 1;
-                if swept.clients.len() < NEW_CLIENTS.max(hop_of.len() + NEW_CLIENTS) {
+                if hop_of.contains_key(&key.src) || swept.clients.len() < hop_of.len() + NEW_CLIENTS {
                     swept.clients.insert(key.src);
                 }
                 swept.hops.insert(record.nexthop);

@@ -1,23 +1,157 @@
-//! Promises about next hops.
+//! Promises about next hops: they follow routes, neighbours, links and addresses.
 
-use super::{Row, net::skip};
-use crate::kernel::netlink::Netlink;
+use std::sync::Arc;
+
+use gateway_common::maps::{Endpoint, NextHop, endpoint as endpoint_flag, nexthop};
+
+use super::{
+    Row, endpoint, name,
+    net::{eventually, skip},
+    plan, settings,
+};
+use crate::{
+    kernel::{Kernel, Mode},
+    model::Protocol,
+};
+
+/// An attached kernel room with one Service of one endpoint.
+struct Attached {
+    row: Row,
+    kernel: Arc<Kernel>,
+}
+
+impl Attached {
+    fn new(row: Row, mode: Mode, to: &str) -> Self {
+        let kernel = Arc::new(row.load(settings(mode)).unwrap());
+        let inside = Arc::clone(&kernel);
+        let web = plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint(to, 80)]);
+        row.node.run(move || {
+            inside.apply(&name("web"), Some(&web)).unwrap();
+            inside.attach().unwrap();
+        });
+        Self { row, kernel }
+    }
+
+    /// The endpoint and where it leads.
+    fn hop(&self) -> (Endpoint, NextHop) {
+        let state = self.kernel.shared.state();
+        let e = state.maps().endpoints.get(&1).unwrap().unwrap();
+        (e, state.next_hops().get(&e.nexthop).unwrap().unwrap())
+    }
+
+    fn via(&self) -> [u8; 4] {
+        self.hop().1.via[..4].try_into().unwrap()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let kernel = Arc::clone(&self.kernel);
+        self.row.node.run(move || kernel.detach().unwrap());
+    }
+}
+
+const RESOLVED: u16 = nexthop::RESOLVED;
+
+fn mac(text: &str) -> [u8; 6] {
+    let bytes: Vec<u8> = text.split(':').map(|b| u8::from_str_radix(b, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
 
 #[test]
-fn a_neighbour_is_resolved_by_asking() {
+fn an_endpoint_on_the_link_has_its_own_mac_and_follows_it() {
     if skip() {
         return;
     }
     let row = Row::new();
-    row.node.run(|| {
-        let mut netlink = Netlink::open().unwrap();
-        let route = netlink.route("10.90.3.2".parse().unwrap()).unwrap().unwrap();
-        println!("{route:?}");
-        netlink.resolve(route.oif, route.via).unwrap();
-        println!("{:?}", netlink.neighbour(route.oif, route.via));
-        std::thread::sleep(std::time::Duration::from_millis(300));
-        println!("{:?}", netlink.neighbour(route.oif, route.via));
-        println!("{:?}", netlink.neighbours());
-    });
-    println!("{}", row.node.command("ip", "neigh show"));
+    row.server.ip("link set eth0 address 02:00:00:00:00:0a");
+    row.node.ip("link set down0 address 02:00:00:00:00:01");
+    let attached = Attached::new(row, Mode::Tc, "10.90.3.2");
+    let (e, hop) = attached.hop();
+    assert_ne!(e.nexthop, 0);
+    assert_eq!((hop.flags, hop.mtu), (RESOLVED, 1500));
+    assert_eq!((hop.src, hop.dst), (mac("02:00:00:00:00:01"), mac("02:00:00:00:00:0a")));
+    assert_eq!(attached.via(), [10, 90, 3, 2]);
+
+    attached.row.server.ip("link set eth0 address 02:00:00:00:00:0b");
+    attached.row.node.ip("neigh replace 10.90.3.2 lladdr 02:00:00:00:00:0b dev down0 nud reachable");
+    eventually("the new MAC is in the map", || attached.hop().1.dst == mac("02:00:00:00:00:0b"));
+    attached.row.node.ip("link set down0 mtu 1400");
+    eventually("the new MTU is in the map", || attached.hop().1.mtu == 1400);
+}
+
+#[test]
+fn an_endpoint_behind_a_gateway_follows_its_route() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    row.node.ip("route add 10.244.1.0/24 via 10.90.3.2 mtu 1450");
+    let attached = Attached::new(row, Mode::Tc, "10.244.1.5");
+    assert_eq!((attached.via(), attached.hop().1.mtu), ([10, 90, 3, 2], 1450));
+
+    attached.row.node.ip("route replace 10.244.1.0/24 via 10.90.3.3");
+    eventually("the other gateway", || attached.via() == [10, 90, 3, 3]);
+    eventually("its MAC", || attached.hop().1.flags & RESOLVED != 0);
+    attached.row.node.ip("route del 10.244.1.0/24");
+    eventually("no way without a route", || attached.hop().1.ifindex == 0);
+    attached.row.node.ip("route add 10.244.0.0/16 via 10.90.3.2");
+    eventually("a wider route counts, too", || attached.via() == [10, 90, 3, 2]);
+}
+
+#[test]
+fn an_address_of_this_node_is_local_from_the_moment_it_is_one() {
+    if skip() {
+        return;
+    }
+    let attached = Attached::new(Row::new(), Mode::Tc, "10.90.3.77");
+    assert_eq!(attached.hop().0.flags & endpoint_flag::LOCAL, 0);
+    attached.row.node.ip("addr add 10.90.3.77/32 dev down0");
+    eventually("the endpoint is local", || attached.hop().0.flags & endpoint_flag::LOCAL != 0);
+    assert_ne!(attached.hop().1.flags & nexthop::LOCAL, 0);
+    attached.row.node.ip("addr del 10.90.3.77/32 dev down0");
+    eventually("the endpoint is not local", || attached.hop().0.flags & endpoint_flag::LOCAL == 0);
+}
+
+#[test]
+fn a_link_that_goes_down_and_comes_up_takes_its_next_hops_with_it() {
+    if skip() {
+        return;
+    }
+    let attached = Attached::new(Row::new(), Mode::Tc, "10.90.3.2");
+    attached.row.node.ip("link set down0 down");
+    eventually("unusable", || attached.hop().1.ifindex == 0);
+    attached.row.node.ip("link set down0 up");
+    eventually("usable again", || attached.hop().1.flags & RESOLVED != 0);
+}
+
+#[test]
+fn an_interface_that_is_made_anew_is_found_and_attached() {
+    if skip() {
+        return;
+    }
+    let attached = Attached::new(Row::new(), Mode::Tc, "10.90.3.2");
+    attached.row.node.ip("link del down0");
+    eventually("it is gone", || attached.kernel.attachments().len() == 1);
+    attached.row.node.veth("down1", "10.90.3.1/24", &attached.row.server, "eth0", "10.90.3.2/24");
+    eventually("the other one is attached", || attached.kernel.attachments().iter().any(|a| a.interface == "down1"));
+    eventually("and resolved", || attached.hop().1.flags & RESOLVED != 0);
+}
+
+#[test]
+fn xdp_redirects_into_veths_that_carry_it_and_never_into_bridges() {
+    if skip() {
+        return;
+    }
+    let attached = Attached::new(Row::new(), Mode::Native, "10.90.3.2");
+    assert_ne!(attached.hop().1.flags & nexthop::XDP, 0);
+    drop(attached);
+    let row = Row::new();
+    row.node.ip("link add br0 type bridge");
+    row.node.ip("addr add 10.90.7.1/24 dev br0");
+    row.node.ip("link set br0 up");
+    let attached = Attached::new(row, Mode::Native, "10.90.7.2");
+    assert_eq!(attached.hop().1.flags & nexthop::XDP, 0);
+    let bridge = attached.kernel.attachments().into_iter().find(|a| a.interface == "br0").unwrap();
+    assert_eq!((bridge.xdp, bridge.tc), (None, true));
 }
