@@ -41,6 +41,11 @@ impl Answers {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn maps(&self) -> (Table<DnsKey, DnsEntry>, Table<u32, DnsLarge>) {
+        (self.answers.clone(), self.bodies.clone())
+    }
+
     fn large(&self) -> MutexGuard<'_, Large> {
         self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }

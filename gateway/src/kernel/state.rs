@@ -115,6 +115,14 @@ impl Shared {
     }
 
     #[cfg(test)]
+    pub(super) fn answer_maps(
+        &self,
+    ) -> (Table<gateway_common::maps::DnsKey, gateway_common::maps::DnsEntry>, Table<u32, gateway_common::maps::DnsLarge>)
+    {
+        self.answers.maps()
+    }
+
+    #[cfg(test)]
     pub(super) const fn flow_maps(&self) -> &FlowMaps {
         &self.flows
     }

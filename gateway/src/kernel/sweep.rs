@@ -199,6 +199,10 @@ fn dead(
     record: &Record,
 ) -> io::Result<bool> {
     let other = twin(&maps.flows, key, record)?.map(|(_, r)| r);
+    // This copy may be older than the end of its flow, which its other half has met a moment ago.
+    if other.is_none() && maps.flows.get(key)?.is_none() {
+        return Ok(true);
+    }
     let seen = other
         .map_or(record.seen, |o| if clock.since(o.seen) < clock.since(record.seen) { o.seen } else { record.seen });
     let forward = record.flags & flow::FORWARD != 0;

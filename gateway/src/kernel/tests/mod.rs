@@ -1,5 +1,6 @@
 //! The kernel room against the real kernel: each test in network namespaces of its own.
 
+mod answers;
 mod apply;
 mod attach;
 mod hops;

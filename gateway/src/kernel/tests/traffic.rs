@@ -14,7 +14,7 @@ use super::{
     plan, settings,
 };
 use crate::{
-    kernel::{Kernel, Mode},
+    kernel::{Kernel, Mode, Settings},
     model::Protocol,
 };
 
@@ -55,7 +55,11 @@ fn get(client: &Namespace, addr: &str) -> std::io::Result<String> {
 }
 
 fn started(row: &Row, mode: Mode) -> Arc<Kernel> {
-    let kernel = Arc::new(row.load(settings(mode)).unwrap());
+    started_with(row, settings(mode))
+}
+
+fn started_with(row: &Row, settings: Settings) -> Arc<Kernel> {
+    let kernel = Arc::new(row.load(settings).unwrap());
     let web = plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint("10.90.3.2", 8080), endpoint("10.90.3.3", 8080)]);
     let echo = plan("10.1.0.2", 7, Protocol::Udp, &[endpoint("10.90.3.2", 7)]);
     let inside = Arc::clone(&kernel);
@@ -155,5 +159,72 @@ fn a_deleted_service_is_refused_at_once() {
     kernel.apply(&name("web"), None).unwrap();
     let error = get(&row.client, "10.1.0.1:80").unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "no such VIP: {error}");
+    end(&row, kernel);
+}
+
+#[test]
+fn with_routed_return_the_server_sees_the_client() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    serve_tcp(&row.server, "10.90.3.2:8080");
+    serve_tcp(&row.server, "10.90.3.3:8080");
+    let kernel = started_with(&row, Settings { routed: true, ..settings(Mode::Tc) });
+    let text = get(&row.client, "10.1.0.1:80").unwrap();
+    assert!(text.contains(" 10.90.1.100:"), "{text}");
+    end(&row, kernel);
+}
+
+#[test]
+fn an_endpoint_on_the_gateway_node_itself_is_reached() {
+    if skip() {
+        return;
+    }
+    for mode in [Mode::Tc, Mode::Native] {
+        let row = Row::new();
+        if mode == Mode::Native {
+            row.client.command("ethtool", "-K eth0 tx off gro on");
+        }
+        serve_tcp(&row.node, "10.90.3.1:6443");
+        let kernel = started(&row, mode);
+        let api = plan("10.1.0.3", 443, Protocol::Tcp, &[endpoint("10.90.3.1", 6443)]);
+        kernel.apply(&name("api"), Some(&api)).unwrap();
+        let text = get(&row.client, "10.1.0.3:443").unwrap();
+        assert!(text.contains("10.90.3.1:6443 10.90.1.100:"), "a node's own server sees the client itself: {text}");
+        end(&row, kernel);
+    }
+}
+
+#[test]
+fn a_change_of_the_clients_route_reaches_the_flows_it_has() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    serve_udp(&row.server, "10.90.3.2:7");
+    // A client that is not on the uplink's own net, behind one of the client's two addresses.
+    row.client.ip("addr add 10.90.1.101/24 dev eth0");
+    row.client.ip("addr add 10.99.0.9/32 dev lo");
+    row.node.ip("route add 10.99.0.9/32 via 10.90.1.100");
+    let open = Settings { views: vec![vec!["10.99.0.0/24".parse().unwrap()]], ..settings(Mode::Tc) };
+    let kernel = started_with(&row, open);
+    let socket = row.client.run(|| UdpSocket::bind("10.99.0.9:0").unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket.connect("10.1.0.2:7").unwrap();
+    let mut buffer = [0; 100];
+    let mut ask = || socket.send(b"hello").and_then(|_| socket.recv(&mut buffer)).unwrap();
+    ask();
+    let via = || {
+        let state = kernel.shared.state();
+        let hop = state.client_hop([10, 99, 0, 9])?;
+        Some(state.next_hops().get(&hop).unwrap().unwrap().via[..4].to_vec())
+    };
+    eventually("the client has a next hop", || via() == Some(vec![10, 90, 1, 100]));
+    ask();
+    row.node.ip("route replace 10.99.0.9/32 via 10.90.1.101");
+    eventually("the client's other next hop", || via() == Some(vec![10, 90, 1, 101]));
+    ask();
+    drop(via);
     end(&row, kernel);
 }

@@ -1,0 +1,57 @@
+//! Promises about the kernel's DNS answers.
+
+use bytemuck::Zeroable as _;
+use gateway_common::{
+    limits::MAX_ZONES,
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+};
+
+use super::{Row, net::skip, settings};
+use crate::kernel::Mode;
+
+fn key(name: u8) -> DnsKey {
+    let mut key = DnsKey { qtype: 1, len: 3, ..DnsKey::zeroed() };
+    key.name[..3].copy_from_slice(&[1, name, 0]);
+    key
+}
+
+#[test]
+fn a_large_body_comes_and_goes_with_its_answer() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let settings = settings(Mode::Tc);
+    row.node.run(move || {
+        let kernel = crate::kernel::Kernel::load(&settings).unwrap();
+        let store = kernel.answers();
+        let (entries, bodies) = kernel.shared.answer_maps();
+        let count = || {
+            let mut cursor = crate::kernel::table::Cursor::default();
+            bodies.walk(&mut cursor, 16).unwrap().len()
+        };
+        let small = DnsEntry { views: 1, hits: 7, ..DnsEntry::zeroed() };
+        let large = DnsEntry { views: 1, large: u32::MAX, ..DnsEntry::zeroed() };
+        let body = |fill: u8| DnsLarge { body: [fill; size_of::<DnsLarge>()] };
+
+        store.put(&key(b'a'), &small, None).unwrap();
+        assert_eq!((store.hits(&key(b'a')), count()), (Some(7), 0));
+        store.put(&key(b'a'), &large, Some(&body(1))).unwrap();
+        store.put(&key(b'b'), &large, Some(&body(2))).unwrap();
+        assert_eq!(count(), 2);
+        for (name, fill) in [(b'a', 1), (b'b', 2)] {
+            let entry = entries.get(&key(name)).unwrap().unwrap();
+            assert_eq!(bodies.get(&entry.large).unwrap(), Some(body(fill)), "each answer leads to its own body");
+        }
+        store.put(&key(b'a'), &large, Some(&body(3))).unwrap();
+        assert_eq!(count(), 2, "the body that was replaced is gone");
+        store.put(&key(b'a'), &small, None).unwrap();
+        store.remove(&key(b'b')).unwrap();
+        assert_eq!(count(), 0);
+        store.remove(&key(b'b')).unwrap();
+        assert_eq!(store.hits(&key(b'b')), None);
+
+        store.set_zone(MAX_ZONES - 1, &Zone::zeroed()).unwrap();
+        assert!(store.set_zone(MAX_ZONES, &Zone::zeroed()).is_err());
+    });
+}
