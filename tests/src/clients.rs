@@ -232,3 +232,16 @@ pub fn udp_refusal(to: SocketAddr, patience: Duration) -> Refusal {
     });
     Refusal { kind, after: began.elapsed() }
 }
+
+/// A counter of the calling thread's network namespace, as `/proc/net/snmp` has it: `("Tcp", "RetransSegs")`.
+///
+/// # Errors
+/// When there is none of that name.
+pub fn snmp(protocol: &str, name: &str) -> Result<u64> {
+    // `/proc/net` is that of the process, not of the thread.
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
+    let (names, values) = lines.next().zip(lines.next()).with_context(|| format!("no {protocol} in /proc/net/snmp"))?;
+    let found = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
+    found.with_context(|| format!("no {name} of {protocol}"))?.1.parse().context("a counter")
+}

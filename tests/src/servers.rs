@@ -8,6 +8,8 @@ use std::{
     thread,
 };
 
+use nix::sys::socket::{self, Backlog};
+
 use crate::stream;
 
 /// A datagram that asks who serves.
@@ -20,7 +22,7 @@ pub const WHO: &[u8] = b"who are you?";
 /// # Errors
 /// When the port is taken.
 pub fn http(name: &str, port: u16) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = listen(port)?;
     let name: Arc<str> = name.into();
     spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -30,6 +32,13 @@ pub fn http(name: &str, port: u16) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// The standard library's backlog of 128 makes a thousand clients at once wait for their second SYN.
+fn listen(port: u16) -> Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    socket::listen(&listener, Backlog::new(4096)?)?;
+    Ok(listener)
 }
 
 /// A thousand connections are a thousand threads: small stacks.
@@ -102,7 +111,7 @@ fn send_stream(writer: &mut impl Write, bytes: u64) -> Result<()> {
 /// When the port is taken.
 pub fn echo(name: &str, port: u16) -> Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = listen(port)?;
     let udp_name = name.to_owned();
     spawn(move || {
         let mut buffer = vec![0; 65536];

@@ -13,7 +13,7 @@ use std::{
 
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
-    clients::{Http, connections, http_get, tcp_refusal, udp, who},
+    clients::{Http, connections, http_get, snmp, tcp_refusal, udp, who},
     names::dig,
     testing,
     topology::GATEWAY,
@@ -99,11 +99,7 @@ impl Load {
 
 /// IP packets that a pod has received.
 fn received(lab: &Lab, pod: &str) -> u64 {
-    let snmp = lab.namespace(pod).enter(|| std::fs::read_to_string("/proc/net/snmp")).expect("/proc/net/snmp");
-    let mut lines = snmp.lines().filter(|line| line.starts_with("Ip:"));
-    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
-    let at = names.split(' ').position(|name| name == "InReceives").expect("InReceives");
-    values.split(' ').nth(at).and_then(|value| value.parse().ok()).expect("a number")
+    lab.namespace(pod).enter(|| snmp("Ip", "InReceives")).expect("a counter")
 }
 
 /// Scales under load through these sets of pods (by number) and checks after each change.
