@@ -108,7 +108,7 @@ fn over(key: &Key4, flow: &Flow4) -> bool {
 
 /// Counts a packet in its record. Once a second the other direction's record is looked after.
 #[inline(always)]
-pub fn touch(config: &Config, packet: &Packet4, flow: &mut Flow4, hz: u64) {
+pub fn touch(packet: &Packet4, flow: &mut Flow4, hz: u64) {
     let now = now();
     flow.seen = now;
     flow.packets += 1;
@@ -116,13 +116,13 @@ pub fn touch(config: &Config, packet: &Packet4, flow: &mut Flow4, hz: u64) {
     flow.tcp |= packet.flags;
     if now.wrapping_sub(flow.checked) >= hz {
         flow.checked = now;
-        look_after(config, &packet.key, flow);
+        look_after(&packet.key, flow);
     }
 }
 
 /// Rebuilds the other direction's record when it went missing, and learns the client's next hop.
 #[inline(never)]
-fn look_after(_config: &Config, key: &Key4, flow: &mut Flow4) {
+fn look_after(key: &Key4, flow: &mut Flow4) {
     if flow.flags & flow::REVERSE != 0 {
         flow.nexthop = client_hop(flow.new_dst);
         if endpoint(flow.endpoint).is_none_or(|endpoint| endpoint.generation != flow.generation) {
@@ -130,10 +130,14 @@ fn look_after(_config: &Config, key: &Key4, flow: &mut Flow4) {
         }
     }
     let twin_key = flow.twin(key.proto);
-    if get(&twin_key).is_some() {
+    let mut twin = translate::twin(key, flow);
+    if let Some(there) = get(&twin_key) {
+        // Another flow took the port while the twin was missing: this one begins anew with its next packet.
+        if flow.flags & flow::FORWARD != 0 && !translate::same(there, &twin) {
+            let _ = FLOWS4.remove(key);
+        }
         return;
     }
-    let mut twin = translate::twin(key, flow);
     if twin.flags & flow::REVERSE != 0 {
         twin.nexthop = client_hop(twin.new_dst);
     }

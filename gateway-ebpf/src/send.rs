@@ -75,7 +75,7 @@ pub fn known<F: Frame>(
         if let Err(reason) = translate(frame, packet, flow, false) {
             return discard(reason);
         }
-        flows::touch(config, packet, flow, hz(config));
+        flows::touch(packet, flow, hz(config));
         count(done);
         if role == Role::Uplink {
             count(Reason::Local);
@@ -99,7 +99,7 @@ pub fn known<F: Frame>(
     if let Err(reason) = translate(frame, packet, flow, true) {
         return discard(reason);
     }
-    flows::touch(config, packet, flow, hz(config));
+    flows::touch(packet, flow, hz(config));
     count(done);
     leave(frame, way)
 }

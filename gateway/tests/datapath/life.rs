@@ -186,6 +186,23 @@ fn either_record_is_rebuilt_from_the_other_within_a_second() {
 }
 
 #[test]
+fn a_flow_whose_port_was_taken_meanwhile_begins_anew() {
+    both(|world| {
+        let frame = tcp(web(15, port::HTTP), ACK, b"x");
+        let seen = send(world, &frame);
+        let (key, mut thief) = records(world, flow::REVERSE)[0];
+        thief.new_dport = 16u16.to_be_bytes();
+        world.set_flow(&key, &thief);
+        age(world, flow::FORWARD);
+        send(world, &frame);
+        let again = send(world, &frame);
+        assert_ne!(again.sport, seen.sport);
+        let back = look(&world.cluster(&tcp(answer_to(&again), ACK, b"y")).frame).expect("a good frame");
+        assert_eq!((back.src, back.dport), (WEB, 15));
+    });
+}
+
+#[test]
 fn the_clients_next_hop_is_learnt_within_a_second() {
     both(|world| {
         let client = [10, 90, 1, 77];

@@ -4,4 +4,5 @@ mod cost;
 mod life;
 mod packets;
 mod table;
+mod wire;
 mod world;
