@@ -165,7 +165,7 @@ impl Cache {
         inner.failed.remove(ask);
         if learnt.ttl > 0 && self.config.entries > 0 {
             let expires = answer.head().expires;
-            let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| self.publisher.publish(key, &answer));
+            let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| self.publisher.put_learnt(key, &answer));
             while inner.slots.len() >= self.config.entries {
                 self.evict(&mut inner);
             }
@@ -199,7 +199,7 @@ impl Cache {
 
     /// What cannot be removed still expires by itself.
     fn unpublish(&self, key: &DnsKey) {
-        if let Err(error) = self.publisher.remove(key) {
+        if let Err(error) = self.publisher.remove_learnt(key) {
             tracing::warn!("the kernel did not remove a learnt answer: {error}");
         }
     }

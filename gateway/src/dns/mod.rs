@@ -21,6 +21,7 @@ pub mod query;
 pub mod rules;
 pub mod server;
 pub mod stats;
+pub mod udp;
 pub mod upstream;
 pub mod views;
 pub mod zone;
@@ -34,7 +35,7 @@ pub use resolver::{Resolver, ResolverHandle};
 ///
 /// Every call is atomic for a query: it sees the entry before or after, whole.
 pub trait AnswerStore: Send + Sync {
-    /// Inserts or replaces. `large` goes with `entry.large != 0` and is written first.
+    /// Inserts or replaces. `large` goes with `entry.large != 0` and is written first, under a number that the store chooses.
     ///
     /// # Errors
     /// When the map refuses: full, or gone. The caller counts it; the forwarder answers meanwhile.

@@ -1,11 +1,10 @@
-//! The way into the kernel: numbers for long bodies, and a count of what the kernel refused.
+//! The way into the kernel, for the zone and for what was learnt. A name outside the cluster zone may be in both (the pointer of a
+//! VIP): then the zone's entry stands, for whoever of them comes later.
 
 use std::{
+    collections::HashSet,
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use gateway_common::{
@@ -15,47 +14,65 @@ use gateway_common::{
 
 use super::{SharedStore, stats::Stats};
 
+/// Marks an entry whose body is long; the store gives the body a number of its own.
+const LONG: u32 = 1;
+
 /// The store, with what zone and cache share about it.
 pub struct Publisher {
     store: SharedStore,
     stats: Arc<Stats>,
-    next_large: AtomicU32,
+    /// Keys of the zone's entries. Held while the store is written, so that what was learnt never replaces the zone's.
+    zone: Mutex<HashSet<DnsKey>>,
 }
 
 impl Publisher {
-    /// Begins with a random number for long bodies: a kernel table that outlived another agent may still hold its numbers.
+    /// With nothing in the store.
     pub fn new(store: SharedStore, stats: Arc<Stats>) -> Self {
-        Self { store, stats, next_large: AtomicU32::new(rand::random()) }
+        Self { store, stats, zone: Mutex::default() }
     }
 
-    /// Puts an answer. A long body gets a number of its own, so that a reader of the old entry still finds the old body.
-    ///
-    /// `expires` replaces the answer's own.
+    fn zone(&self) -> MutexGuard<'_, HashSet<DnsKey>> {
+        self.zone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an entry of the zone; `expires` replaces the answer's own.
     ///
     /// # Errors
     /// When the kernel cannot answer with it, or its table refuses it.
-    pub fn put(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>) -> io::Result<()> {
-        let number = if answer.is_large() { self.number() } else { 0 };
-        let Some((mut entry, large)) = answer.to_kernel(number) else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more records than the kernel ages"));
-        };
-        entry.expires = expires.unwrap_or(entry.expires);
-        self.store.put(key, &entry, large.as_ref()).inspect_err(|_| {
-            self.stats.refused_by_kernel.fetch_add(1, Ordering::Relaxed);
-        })
+    pub fn put_zone(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>) -> io::Result<()> {
+        let mut zone = self.zone();
+        zone.insert(*key);
+        self.put(key, answer, expires)
     }
 
-    /// Puts an answer if the kernel can answer with it; says whether it is there.
-    pub fn publish(&self, key: &DnsKey, answer: &Answer) -> bool {
-        self.put(key, answer, None).is_ok()
+    /// Removes an entry of the zone.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn remove_zone(&self, key: &DnsKey) -> io::Result<()> {
+        let mut zone = self.zone();
+        zone.remove(key);
+        self.store.remove(key)
     }
 
-    fn number(&self) -> u32 {
-        // Zero says that there is no long body.
-        match self.next_large.fetch_add(1, Ordering::Relaxed) {
-            0 => self.next_large.fetch_add(1, Ordering::Relaxed),
-            number => number,
-        }
+    /// Puts what was learnt, if the kernel can answer with it; says whether it is there.
+    pub fn put_learnt(&self, key: &DnsKey, answer: &Answer) -> bool {
+        let zone = self.zone();
+        !zone.contains(key) && self.put(key, answer, None).is_ok()
+    }
+
+    /// Removes what was learnt.
+    ///
+    /// # Errors
+    /// When the map refuses.
+    pub fn remove_learnt(&self, key: &DnsKey) -> io::Result<()> {
+        let zone = self.zone();
+        if zone.contains(key) { Ok(()) } else { self.store.remove(key) }
+    }
+
+    /// Hits that the kernel counted.
+    pub fn hits(&self, key: &DnsKey) -> Option<u64> {
+        self.store.hits(key)
     }
 
     /// Sets a zone's slot.
@@ -66,16 +83,13 @@ impl Publisher {
         self.store.set_zone(index, zone)
     }
 
-    /// Removes an entry.
-    ///
-    /// # Errors
-    /// When the map refuses.
-    pub fn remove(&self, key: &DnsKey) -> io::Result<()> {
-        self.store.remove(key)
-    }
-
-    /// Hits that the kernel counted.
-    pub fn hits(&self, key: &DnsKey) -> Option<u64> {
-        self.store.hits(key)
+    fn put(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>) -> io::Result<()> {
+        let Some((mut entry, large)) = answer.to_kernel(LONG) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "more records than the kernel ages"));
+        };
+        entry.expires = expires.unwrap_or(entry.expires);
+        self.store.put(key, &entry, large.as_ref()).inspect_err(|_| {
+            self.stats.refused_by_kernel.fetch_add(1, Ordering::Relaxed);
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! The sockets: one of each transport for every address, so that answers come from the address that was asked.
+//! The listeners: one of each transport for every address.
 
 use std::{
     collections::HashMap,
@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket, tcp::OwnedReadHalf},
+    net::{TcpListener, TcpStream, tcp::OwnedReadHalf},
     sync::{Semaphore, mpsc},
     time::timeout,
 };
@@ -21,12 +20,13 @@ use super::{
     DnsError, Limits,
     forwarder::{Forwarder, Step},
     stats::{Dropped, Transport},
+    udp::{Peer, Socket},
 };
 
 /// Queries are small; what is longer is cut by the socket and refused by the parser.
 const UDP_BUFFER: usize = 4096;
-/// Room for bursts while the forwarder is busy.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// More tasks than this on one socket wait for each other.
+const MAX_READERS: usize = 4;
 /// Tries to find a port that is free for both transports when the config says 0.
 const PORT_TRIES: usize = 16;
 /// After an error of the socket itself (out of buffers, of descriptors), before it is tried again.
@@ -35,7 +35,7 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 /// Bound sockets of one address.
 pub struct Listener {
     addr: SocketAddr,
-    udp: UdpSocket,
+    udp: Socket,
     tcp: TcpListener,
 }
 
@@ -47,11 +47,8 @@ impl Listener {
     pub async fn bind(addr: SocketAddr) -> Result<Self, DnsError> {
         let mut tries = if addr.port() == 0 { PORT_TRIES } else { 1 };
         loop {
-            // No SO_REUSEADDR for UDP: with it, a second program would take the port without a word.
-            let udp = UdpSocket::bind(addr).await.map_err(|error| failed(addr, "udp", error))?;
-            // A smaller buffer is no reason not to serve.
-            let _ = setsockopt(&udp, sockopt::RcvBuf, &SOCKET_BUFFER);
-            let addr = udp.local_addr().map_err(|error| failed(addr, "udp", error))?;
+            let udp = Socket::bind(addr).await.map_err(|error| failed(addr, "udp", error))?;
+            let addr = udp.addr().map_err(|error| failed(addr, "udp", error))?;
             tries -= 1;
             // Tokio sets SO_REUSEADDR here, which for TCP only passes over connections of a listener that has gone.
             match TcpListener::bind(addr).await {
@@ -69,7 +66,10 @@ impl Listener {
 
     /// Serves until cancelled.
     pub fn serve(self, server: &Arc<Server>) {
-        server.tasks.spawn(udp(Arc::new(self.udp), Arc::clone(server)));
+        let socket = Arc::new(self.udp);
+        for _ in 0..server.readers {
+            server.tasks.spawn(udp(Arc::clone(&socket), Arc::clone(server)));
+        }
         server.tasks.spawn(tcp(self.tcp, Arc::clone(server)));
     }
 }
@@ -85,6 +85,8 @@ fn failed(addr: SocketAddr, transport: &'static str, source: io::Error) -> DnsEr
 pub struct Server {
     forwarder: Arc<Forwarder>,
     limits: Limits,
+    /// Tasks that read one UDP socket: what the zone and the cache answer is answered by the reader itself.
+    readers: usize,
     udp_waiting: Arc<Semaphore>,
     connections: Mutex<HashMap<IpAddr, usize>>,
     /// Cancelled: everything ends.
@@ -99,6 +101,7 @@ impl Server {
         Self {
             forwarder,
             limits,
+            readers: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS),
             udp_waiting: Arc::new(Semaphore::new(limits.udp_waiting)),
             connections: Mutex::default(),
             cancel: CancellationToken::new(),
@@ -139,14 +142,14 @@ impl Drop for Admitted {
     }
 }
 
-async fn udp(socket: Arc<UdpSocket>, server: Arc<Server>) {
+async fn udp(socket: Arc<Socket>, server: Arc<Server>) {
     let mut buffer = vec![0; UDP_BUFFER];
     loop {
         let received = tokio::select! {
-            received = socket.recv_from(&mut buffer) => received,
+            received = socket.receive(&mut buffer) => received,
             () = server.cancel.cancelled() => return,
         };
-        let (len, source) = match received {
+        let (len, peer) = match received {
             Ok(received) => received,
             Err(error) => {
                 tracing::debug!("receiving DNS queries: {error}");
@@ -154,9 +157,9 @@ async fn udp(socket: Arc<UdpSocket>, server: Arc<Server>) {
                 continue;
             }
         };
-        match server.forwarder.begin(&buffer[..len], source.ip(), Transport::Udp) {
+        match server.forwarder.begin(&buffer[..len], peer.addr.ip(), Transport::Udp) {
             Step::Drop => {}
-            Step::Reply(message) => send(&socket, &message, source).await,
+            Step::Reply(message) => send(&socket, &message, &peer).await,
             Step::Wait(waiting) => {
                 let Ok(permit) = Arc::clone(&server.udp_waiting).try_acquire_owned() else {
                     server.forwarder.stats.dropped(Dropped::Overload);
@@ -167,7 +170,7 @@ async fn udp(socket: Arc<UdpSocket>, server: Arc<Server>) {
                     tokio::select! {
                         step = server.forwarder.finish(&waiting, Transport::Udp) => {
                             if let Step::Reply(message) = step {
-                                send(&socket, &message, source).await;
+                                send(&socket, &message, &peer).await;
                             }
                         }
                         () = server.cancel.cancelled() => {}
@@ -180,9 +183,9 @@ async fn udp(socket: Arc<UdpSocket>, server: Arc<Server>) {
 }
 
 /// An answer that cannot be sent (no route back, no buffer) is lost like any datagram: the client asks again.
-async fn send(socket: &UdpSocket, message: &[u8], to: SocketAddr) {
-    if let Err(error) = socket.send_to(message, to).await {
-        tracing::debug!("answering {to}: {error}");
+async fn send(socket: &Socket, message: &[u8], to: &Peer) {
+    if let Err(error) = socket.send(message, to).await {
+        tracing::debug!("answering {}: {error}", to.addr);
     }
 }
 

@@ -172,7 +172,7 @@ pub async fn ask(servers: &[Arc<Server>], ask: &Ask, patience: Option<Duration>)
     order.sort_by_key(|server| server.shunned(now));
     let mut last = ExchangeError::Nobody;
     let mut attempts = 0;
-    while !order.is_empty() && (attempts == 0 || attempts < ATTEMPTS) {
+    while !order.is_empty() && attempts < ATTEMPTS {
         let mut silent = Vec::with_capacity(order.len());
         for server in order {
             if Instant::now() >= end {

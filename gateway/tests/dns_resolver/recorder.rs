@@ -7,7 +7,7 @@ use gateway_common::{
     dns::{
         emit::Request,
         name::is_below,
-        reply::{Body, Reply, aged, opt},
+        reply::{Reply, aged, opt},
         resolve::{Lookup, Outcome, resolve},
         wire,
     },
@@ -59,8 +59,8 @@ impl Recorder {
                     let large = tables.entries.get(&DnsKey { qtype: query.qtype, ..key }).and_then(|(_, large)| *large);
                     let len = usize::from(entry.len);
                     let reply = Reply::of_entry(&query, entry, query.limit());
-                    let mut body = match (reply.body, large) {
-                        (Body::Empty, _) => Vec::new(),
+                    let mut body = match (reply.truncated, large) {
+                        (true, _) => Vec::new(),
                         (_, Some(large)) => large.body[..len].to_vec(),
                         (_, None) => entry.body[..len].to_vec(),
                     };
@@ -89,9 +89,9 @@ impl Recorder {
 
 fn negative(query: &gateway_common::dns::question::Query, zone: &Zone, rcode: u16) -> (Reply, Vec<u8>) {
     let reply = Reply::of_zone(query, zone, rcode, query.limit());
-    let body = match reply.body {
-        Body::Soa { owner } => [&owner.to_be_bytes()[..], &zone.soa[..zone.soa_len.into()]].concat(),
-        _ => Vec::new(),
+    let body = match reply.truncated {
+        true => Vec::new(),
+        false => [&reply.owner.to_be_bytes()[..], &zone.soa[..zone.soa_len.into()]].concat(),
     };
     (reply, body)
 }

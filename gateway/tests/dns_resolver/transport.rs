@@ -163,3 +163,17 @@ async fn odd_messages_get_their_answer_and_responses_none() {
     assert!(nothing.is_none(), "two servers must not talk to each other for ever");
     assert_eq!(lab.dns.counters().dropped["not_a_query"], 1);
 }
+
+#[tokio::test]
+async fn who_asks_one_of_all_addresses_is_answered_from_that_one() {
+    for (listen, asked) in [("0.0.0.0:0", "127.0.0.77"), ("[::]:0", "::1")] {
+        let mut config = config();
+        config.listen = vec![listen.parse().expect("address")];
+        config.views = vec![vec!["127.0.0.0/8".parse().expect("prefix"), "::1/128".parse().expect("prefix")]];
+        let lab = Lab::synced(config).await;
+        let client = if asked.contains(':') { "::1" } else { DEVELOPER };
+        let server = std::net::SocketAddr::new(asked.parse().expect("address"), lab.addr.port());
+        let answer = udp(server, client, &query("cluster.local", RecordType::SOA)).await;
+        assert!(answer.is_some(), "the client hears only {asked}");
+    }
+}

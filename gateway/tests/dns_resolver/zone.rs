@@ -311,3 +311,26 @@ async fn a_pointer_outside_the_zone_is_answered_and_its_neighbours_are_not_denie
     assert_eq!(hidden.metadata.response_code, ResponseCode::Refused);
     assert_eq!(lab.rcode("11.0.1.10.in-addr.arpa", RecordType::PTR).await, ResponseCode::Refused);
 }
+
+#[tokio::test]
+async fn what_was_learnt_about_a_name_never_replaces_what_the_zone_says() {
+    let name = "10.0.1.10.in-addr.arpa";
+    let upstream = Fake::start(|query, _| vec![crate::fake::nxdomain(query, 300, 1)]).await;
+    let mut config = config();
+    config.forward = vec![forward(".", &[upstream.addr])];
+    let lab = Lab::synced(config).await;
+    let packet = query(name, RecordType::PTR);
+    let kernel = |view| {
+        let answer = lab.kernel.answer(&packet, view, clock::now())?;
+        Some(Message::from_vec(&answer).expect("answer").answers.len())
+    };
+    assert_eq!(lab.rcode(name, RecordType::PTR).await, ResponseCode::NXDomain);
+    assert_eq!(kernel(0), Some(0), "learnt while there was no such Service");
+    lab.service("web", &[(name, 1, RecordData::Ptr(WEB.to_owned()))]);
+    assert_eq!(kernel(0), Some(1));
+    let hidden = lab.ask_from(GUEST, name, RecordType::PTR).await;
+    assert_eq!(hidden.metadata.response_code, ResponseCode::NXDomain, "who may not see it gets the upstream's answer");
+    assert_eq!((kernel(0), kernel(1)), (Some(1), None));
+    tokio::time::sleep(std::time::Duration::from_millis(2300)).await;
+    assert_eq!(kernel(0), Some(1), "the end of what was learnt is not the end of the zone's");
+}

@@ -283,8 +283,8 @@ impl Inner {
     /// Brings one entry of the kernel to what it should be; what the kernel refuses is tried again later.
     fn push(&mut self, key: &DnsKey, publisher: &Publisher) {
         let done = match self.kernel.get(key) {
-            Some(wanted) => publisher.put(key, &wanted.answer, wanted.split.then_some(ASK_FORWARDER)),
-            None => publisher.remove(key),
+            Some(wanted) => publisher.put_zone(key, &wanted.answer, wanted.split.then_some(ASK_FORWARDER)),
+            None => publisher.remove_zone(key),
         };
         match done {
             Ok(()) => {
@@ -301,7 +301,7 @@ impl Inner {
                 self.pending.insert(*key);
                 self.settle(publisher);
                 // What is there under that key may be old; when it cannot be removed either, the next try does it.
-                drop(publisher.remove(key));
+                drop(publisher.remove_zone(key));
             }
         }
     }
