@@ -81,6 +81,8 @@ impl Owner {
         owner.publish();
         for (name, plan) in plans {
             owner.replace(name, Some(plan));
+            // A large cluster takes seconds: a signal must be able to end them.
+            tokio::task::yield_now().await;
         }
         owner.resolver.synced();
         tokio::task::block_in_place(|| owner.datapath.attach())?;

@@ -169,15 +169,12 @@ fn interfaces(report: &mut Report, config: Option<&Config>) {
         } else {
             report.ok("rp_filter", &format!("`{name}` is not strict"));
         }
-        if node::sysctl(&format!("net/ipv4/conf/{name}/forwarding")).as_deref() == Some("1") {
-            report.ok("forwarding", &format!("`{name}` forwards"));
-        } else {
-            let advice = "the kernel's route look-ups refuse there, so TC does the work and is slower";
-            report.warn(
-                "forwarding",
-                &format!("`{name}` does not forward, {advice}: sysctl -w net.ipv4.conf.{name}.forwarding=1"),
-            );
-        }
+        // The datapath forwards by itself; the node's own forwarding is the operator's choice.
+        let forwards = node::sysctl(&format!("net/ipv4/conf/{name}/forwarding")).as_deref() == Some("1");
+        report.ok(
+            "forwarding",
+            &format!("`{name}`: {} on the node, not needed by the gateway", if forwards { "on" } else { "off" }),
+        );
     }
 }
 

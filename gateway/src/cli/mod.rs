@@ -167,8 +167,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             let values = client::Values::find(&at, gateway)?;
             print_out(&client::commands(os, &values))?;
         }
-        Command::Detach { config } => {
-            let config = config.map(|path| Config::load(&path)).transpose()?;
+        Command::Detach { config: path } => {
+            let config = path.as_deref().map(Config::load).transpose()?;
+            let at = At { api: None, config: path };
+            if get(&at, "status").is_ok() {
+                bail!("{}: an agent is running there: stop it with SIGTERM, then it takes itself off", at.url()?);
+            }
             crate::log::init(config.as_ref().map_or("info", |config| &config.log));
             agent::detach(config.as_ref())?;
         }

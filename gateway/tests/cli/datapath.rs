@@ -140,10 +140,12 @@ fn an_agent_attaches_tells_so_and_takes_itself_off() {
         let output = finish(gateway(&["setup-client", "--os", "linux", "--config"]).arg(&agent.config));
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(text.contains("ip route replace 10.1.0.0/16 via 10.90.2.100"), "{text}");
+        let detach = || finish(gateway(&["detach", "--config"]).arg(place.path().join("gateway.yaml")));
+        assert!(refusal(&detach()).contains("an agent is running"));
         let (status, log) = agent.end(Signal::SIGTERM);
         assert!(status.success(), "{status}: {log}");
         assert_eq!(left(), [""; 0]);
-        let detached = finish(&mut gateway(&["detach"]));
+        let detached = detach();
         assert!(detached.status.success(), "{}", String::from_utf8_lossy(&detached.stderr));
     });
 }
