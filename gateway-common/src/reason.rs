@@ -142,4 +142,6 @@ reasons! {
     DnsUnsupported = "dns_unsupported", Passed;
     /// Headers not in the linear part, or an oddity outside claimed addresses.
     Unparsed = "unparsed", Passed;
+    /// Answer longer than the room behind the query's frame: left to TC, which can make room.
+    NoRoom = "no_room", Passed;
 }

@@ -142,8 +142,17 @@ pub enum Outcome {
     Answered(Reason),
     /// Unchanged: the forwarder knows better.
     Forwarder(Reason),
+    /// Unchanged: XDP cannot make the frame longer, TC can. A veth's frames have as much room behind them as the sender's buffer had.
+    NoRoom,
     /// The frame is lost: a helper refused after it was changed.
     Lost(Reason),
+}
+
+impl From<Reason> for Outcome {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::Lost(reason)
+    }
 }
 
 /// [`gateway_dns_zone`]: that slot and those behind it are empty.
@@ -259,7 +268,7 @@ pub fn stage<F: Frame>(frame: &mut F, packet: &Packet4, view: u32, partial: bool
     let reason = reason(&plan.reply);
     match answer(frame, packet, partial, scratch, &query, &plan) {
         Ok(()) => Outcome::Answered(reason),
-        Err(reason) => Outcome::Lost(reason),
+        Err(outcome) => outcome,
     }
 }
 
@@ -358,7 +367,7 @@ fn answer<F: Frame>(
     scratch: &mut Scratch,
     query: &Query,
     plan: &Plan,
-) -> Result<(), Reason> {
+) -> Result<(), Outcome> {
     let Plan { reply, tail } = plan;
     let from = tail.at as usize;
     let mut len = reply.body_len as usize;
@@ -383,11 +392,13 @@ fn answer<F: Frame>(
             check => check,
         }
     };
-    frame.resize((DNS_AT + reply.len(query)) as u32)?;
-    if !frame.linear(size_of::<Head>()) {
-        return Err(REFUSED);
+    if let Err(reason) = frame.resize((DNS_AT + reply.len(query)) as u32) {
+        return Err(if F::XDP { Outcome::NoRoom } else { Outcome::Lost(reason) });
     }
-    let Some(head) = frame.at::<Head>(0) else { return Err(REFUSED) };
+    if !frame.linear(size_of::<Head>()) {
+        return Err(REFUSED.into());
+    }
+    let Some(head) = frame.at::<Head>(0) else { return Err(REFUSED.into()) };
     head.eth = turned(&head.eth);
     head.ip = own_ipv4(key.dst, key.src, UDP, head.ip.tos, udp_len);
     head.udp = Udp { sport: key.dport, dport: key.sport, len: udp_len.to_be_bytes(), check: check.to_ne_bytes() };

@@ -152,6 +152,7 @@ fn query<F: Frame>(frame: &mut F, config: &Config, packet: &Packet4) -> Option<V
             count(reason);
             if own { Some(Verdict::Pass) } else { None }
         }
+        Outcome::NoRoom => Some(pass(Reason::NoRoom)),
         Outcome::Lost(reason) => Some(discard(reason)),
     }
 }

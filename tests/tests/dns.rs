@@ -118,6 +118,10 @@ fn answers(mode: &str, offloads: Offloads) {
         }
         check(&dig(client, &server, &["+tcp", name, rtype]).expect("dig over TCP"), case);
     }
+    // A veth leaves native XDP little room behind a query: longer answers must have come from TC.
+    let counters = gateway.counters().expect("counters");
+    assert_eq!(counters.get("no_room") > 0, mode == "native", "{counters:?}");
+    assert_eq!(counters.get("helper_failed"), 0, "{counters:?}");
     gateway.stop().expect("a clean end");
 }
 
