@@ -3,6 +3,7 @@
 //! Needs root. Nothing is attached: every frame is given by `BPF_PROG_TEST_RUN`.
 
 mod programs;
+mod property;
 mod query;
 
 use gateway_common::{
