@@ -29,8 +29,8 @@ const NAMES: [&str; 14] = [
     "p-0.db.shop.svc.cluster.local",
     "p-10.db.shop.svc.cluster.local",
     // 64 and 65 bytes in wire format.
-    "a-name-that-is-just-as-long-as-it-may-be.shop.svc.cluster.local",
-    "a-name-that-is-one-longer-than-it-may-be1.shop.svc.cluster.local",
+    "a-name-that-is-just-as-long-as-it-can-b.shop.svc.cluster.local",
+    "a-name-that-is-one-longer-than-it-may-be.shop.svc.cluster.local",
     "www.example.com",
     "w3.example.com",
     "mail.example.org",
@@ -100,6 +100,7 @@ fn ask() -> impl Strategy<Value = Ask> {
 
 #[test]
 fn kernel_and_forwarder_give_the_same_answer_byte_for_byte() {
+    assert_eq!([7, 8].map(|i| wire_name(NAMES[i]).len()), [64, 65]);
     let mut bench = cluster();
     let mut runner = TestRunner::deterministic();
     fill(&mut bench, &mut runner);
