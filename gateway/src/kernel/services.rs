@@ -362,7 +362,9 @@ impl Services {
     fn forget(&mut self, hops: &mut Hops, gone: Vec<(IpAddr, u32)>) {
         let now = Instant::now();
         for (addr, index) in gone {
-            if let Err(error) = self.maps.endpoints.put(&index, &Endpoint::zeroed()) {
+            // Only the generation changes: a packet that has just read it may still read the rest.
+            let value = Endpoint { generation: 0, ..self.values.get(&index).copied().unwrap_or(Endpoint::zeroed()) };
+            if let Err(error) = self.maps.endpoints.put(&index, &value) {
                 // An array element always exists; the index is not reused, so nobody can mistake it.
                 tracing::error!(index, %addr, %error, "an endpoint that is gone cannot be taken out of the datapath");
                 continue;

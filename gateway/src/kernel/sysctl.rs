@@ -2,6 +2,7 @@
 //! after a crash, or `gateway detach`, can still put it back.
 
 use std::{
+    collections::HashSet,
     fs, io,
     ops::RangeInclusive,
     os::unix::fs::MetadataExt as _,
@@ -55,6 +56,25 @@ fn noted(state: &Path) -> Vec<Entry> {
     fs::read_to_string(state).map_or_else(|_| Vec::new(), |text| text.lines().filter_map(entry).collect())
 }
 
+/// Takes away what was noted for network namespaces that are gone, sysctls and all: no process is in them, nothing holds them.
+fn forget_dead() {
+    let Ok(files) = fs::read_dir(STATE_DIR) else { return };
+    let inode = |path: PathBuf| fs::metadata(path).map(|m| m.ino()).ok();
+    let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten();
+    let named = entries("/run/netns").filter_map(|e| inode(e.path()));
+    let threads = entries("/proc").flat_map(|p| fs::read_dir(p.path().join("task")).into_iter().flatten().flatten());
+    let alive: HashSet<u64> = named.chain(threads.filter_map(|t| inode(t.path().join("ns/net")))).collect();
+    for file in files.flatten() {
+        let name = file.file_name();
+        let noted = name.to_str().and_then(|n| n.strip_prefix("sysctl.")?.parse().ok());
+        if noted.is_some_and(|inode: u64| !alive.contains(&inode))
+            && let Err(error) = fs::remove_file(file.path())
+        {
+            tracing::debug!(file = %file.path().display(), %error, "a note about a namespace that is gone stays");
+        }
+    }
+}
+
 impl Sysctls {
     /// Reserves `ports` and lets the loopback device forward, as far as that is not so already.
     pub(super) fn set(ports: &RangeInclusive<u16>) -> Result<Self, KernelError> {
@@ -93,6 +113,7 @@ impl Sysctls {
     }
 
     fn note(&self) {
+        forget_dead();
         let Some(path) = self.state.as_ref().filter(|_| !self.entries.is_empty()) else { return };
         let text: String = self.entries.iter().map(|e| format!("{}\t{}\t{}\n", e.path, e.before, e.written)).collect();
         if let Err(error) = fs::create_dir_all(STATE_DIR).and_then(|()| fs::write(path, text)) {

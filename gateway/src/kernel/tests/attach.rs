@@ -1,6 +1,6 @@
 //! Promises about what is attached, and that nothing stays.
 
-use std::sync::Arc;
+use std::{os::unix::fs::MetadataExt as _, sync::Arc};
 
 use super::{
     Row, endpoint, name,
@@ -63,6 +63,24 @@ fn a_range_left_by_a_killed_agent_is_not_taken_for_the_hosts_own() {
     assert_eq!(row.node.sysctl(RESERVED), "8080,40000-40999");
     drop_inside(kernel, &row);
     assert_eq!(row.node.sysctl(RESERVED), "8080");
+}
+
+#[test]
+fn notes_about_namespaces_that_are_gone_are_taken_away() {
+    if skip() {
+        return;
+    }
+    let note = |row: &Row| row.node.run(|| std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino());
+    let row = Row::new();
+    let path = format!("/run/gateway/sysctl.{}", note(&row));
+    std::mem::forget(row.load(settings(Mode::Tc)).unwrap());
+    assert!(std::path::Path::new(&path).exists());
+    drop(row);
+    let row = Row::new();
+    let kernel = Arc::new(row.load(settings(Mode::Tc)).unwrap());
+    // Its number may have been given to the new one.
+    assert!(!std::path::Path::new(&path).exists() || path.ends_with(&note(&row).to_string()));
+    drop_inside(kernel, &row);
 }
 
 #[test]

@@ -215,8 +215,9 @@ fn a_change_of_the_clients_route_reaches_the_flows_it_has() {
     let mut buffer = [0; 100];
     let mut ask = || socket.send(b"hello").and_then(|_| socket.recv(&mut buffer)).unwrap();
     ask();
+    let shared = Arc::clone(&kernel.shared);
     let via = || {
-        let state = kernel.shared.state();
+        let state = shared.state();
         let hop = state.client_hop([10, 99, 0, 9])?;
         Some(state.next_hops().get(&hop).unwrap().unwrap().via[..4].to_vec())
     };
@@ -225,6 +226,5 @@ fn a_change_of_the_clients_route_reaches_the_flows_it_has() {
     row.node.ip("route replace 10.99.0.9/32 via 10.90.1.101");
     eventually("the client's other next hop", || via() == Some(vec![10, 90, 1, 101]));
     ask();
-    drop(via);
     end(&row, kernel);
 }
