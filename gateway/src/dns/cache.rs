@@ -147,9 +147,6 @@ impl Cache {
             slot.hold = now + STALE_HOLD;
             return Outcome::Answer(Arc::clone(&slot.answer), Source::Stale);
         }
-        if inner.failed.len() >= self.config.entries {
-            inner.failed.retain(|_, until| now < *until);
-        }
         if inner.failed.len() < self.config.entries {
             inner.failed.insert(Arc::clone(ask), now + FAILURE_HOLD);
         }

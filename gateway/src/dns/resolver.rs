@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{
     DnsConfig, DnsError, SharedStore,
@@ -41,6 +42,7 @@ impl Resolver {
     /// # Errors
     /// When an address cannot be listened on, or the config asks for what cannot be.
     pub async fn start(config: DnsConfig, store: SharedStore) -> Result<ResolverHandle, DnsError> {
+        raise_file_limit();
         let mut listeners = Vec::with_capacity(config.listen.len());
         for addr in &config.listen {
             listeners.push(Listener::bind(*addr).await?);
@@ -68,6 +70,15 @@ impl Resolver {
         }
         server.tasks.spawn(keep_house(Arc::clone(&server), Arc::clone(&forwarder)));
         Ok(ResolverHandle { forwarder, server, addresses: addresses.into() })
+    }
+}
+
+/// Each question to an upstream has a socket of its own, and the usual soft limit of 1,024 files is less than a burst of them.
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is, bursts of DNS queries may fail: {error}");
     }
 }
 

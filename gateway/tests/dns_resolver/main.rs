@@ -5,6 +5,7 @@ mod fake;
 mod forward;
 mod hostile;
 mod programs;
+mod properties;
 mod recorder;
 mod support;
 mod transport;

@@ -334,3 +334,22 @@ async fn what_was_learnt_about_a_name_never_replaces_what_the_zone_says() {
     tokio::time::sleep(std::time::Duration::from_millis(2300)).await;
     assert_eq!(kernel(0), Some(1), "the end of what was learnt is not the end of the zone's");
 }
+
+#[tokio::test]
+async fn a_service_of_more_endpoints_than_a_message_holds_still_loses_those_that_go() {
+    let lab = Lab::synced(config()).await;
+    let name = "huge.shop.svc.cluster.local";
+    let records = |from: u32, count: u32| -> Vec<(&str, u64, RecordData)> {
+        (from..from + count).map(|n| (name, BOTH, RecordData::Address(std::net::Ipv4Addr::from(n).into()))).collect()
+    };
+    let whole = async || {
+        let answer = tcp(lab.addr, &query(name, RecordType::A)).await;
+        Message::from_vec(&answer).expect("answer").answers
+    };
+    lab.service("huge", &records(0x0a00_0000, 6000));
+    let many = whole().await;
+    assert!((3000..5000).contains(&many.len()), "{}", many.len());
+    lab.service("huge", &records(0x0a10_0000, 6000));
+    let moved = whole().await;
+    assert!(!moved.iter().any(|record| many.iter().any(|old| old.data == record.data)), "only the new ones");
+}

@@ -19,6 +19,9 @@ use crate::{
     plan::RecordData,
 };
 
+/// Bytes of records in one answer: what is left of a message without header, question and OPT, rounded down. A headless Service of
+/// some thousands of endpoints has more; no client can be given them all at once.
+const MAX_BODY: usize = 64_000;
 /// HINFO "RFC8482" "".
 const MINIMAL_ANY: &[u8] = b"\x07RFC8482\x00";
 
@@ -121,12 +124,16 @@ pub fn alias(node: &Node, name: &[u8], views: u64) -> Option<Rr> {
 
 fn answer(name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> Result<Answer, BuildError> {
     let mut builder = EntryBuilder::zone(name, views)?;
-    for (data, mask) in &set.records {
-        if mask & views != 0
-            && let Some(rdata) = rdata(data)
-        {
-            builder.answer(Record::new(name, qtype, set.ttl, &rdata))?;
-        }
+    let mut room = MAX_BODY;
+    let visible = set.records.iter().filter(|(_, mask)| mask & views != 0);
+    for rdata in visible.filter_map(|(data, _)| rdata(data)) {
+        // A pointer, type, class, TTL and length before the data.
+        let Some(left) = room.checked_sub(12 + rdata.len()) else {
+            tracing::warn!(name = name::to_text(name), "more records than a DNS message holds: the rest is left out");
+            break;
+        };
+        room = left;
+        builder.answer(Record::new(name, qtype, set.ttl, &rdata))?;
     }
     builder.build()
 }
