@@ -5,6 +5,7 @@
 
 mod gather;
 mod layer;
+mod proxy;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -62,10 +63,12 @@ async fn configuration(kubeconfig: Option<PathBuf>, context: Option<String>) -> 
         },
         None => Config::from_kubeconfig(&options).await,
     };
-    read.map_err(|error: KubeconfigError| {
+    let mut config = read.map_err(|error: KubeconfigError| {
         let path = kubeconfig.map_or_else(|| "$KUBECONFIG or ~/.kube/config".into(), |p| p.display().to_string());
         SourceError::Kubeconfig { path, context, error: Box::new(error) }
-    })
+    })?;
+    proxy::heed_no_proxy(&mut config);
+    Ok(config)
 }
 
 async fn run(mut told: mpsc::UnboundedReceiver<watch::Message>, events: mpsc::Sender<Vec<Event>>, reporter: Reporter) {

@@ -182,6 +182,22 @@ endpoints: [{addresses: [example.com]}]
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
 }
 
+#[test]
+fn the_time_a_file_takes_is_proportional_to_its_length() {
+    let took = |documents: usize| {
+        let text = format!("{SERVICE}---\n").repeat(documents);
+        let once = || {
+            let began = std::time::Instant::now();
+            parse(&text).expect("good documents");
+            began.elapsed()
+        };
+        (0..3).map(|_| once()).min().expect("three runs")
+    };
+    let (few, many) = (took(250), took(4000));
+    // Sixteen times as long; a scan of the whole text for every document would take 256 times.
+    assert!(many < few * 64, "250 documents: {few:?}, 4000: {many:?}");
+}
+
 mod mutated {
     use proptest::prelude::*;
 
