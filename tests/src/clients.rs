@@ -100,19 +100,7 @@ impl Http {
     pub fn download(&mut self, bytes: u64) -> Result<String> {
         let (status, server, length) = self.ask(&format!("/bytes/{bytes}"))?;
         ensure!(status == 200 && length == Some(bytes), "HTTP {status}, {length:?} bytes announced");
-        let mut got = vec![0; 64 << 10];
-        let mut want = got.clone();
-        let mut at = 0;
-        while at < bytes {
-            let piece = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(got.len());
-            self.reader.read_exact(&mut got[..piece]).with_context(|| format!("after {at} of {bytes} bytes"))?;
-            stream::fill(at, &mut want[..piece]);
-            if got[..piece] != want[..piece] {
-                let wrong = got.iter().zip(&want).position(|(a, b)| a != b).unwrap_or(0);
-                bail!("the download differs at byte {}", at + wrong as u64);
-            }
-            at += piece as u64;
-        }
+        compare(&mut self.reader, bytes)?;
         Ok(server)
     }
 }
@@ -152,6 +140,40 @@ pub fn connections(to: SocketAddr, count: usize) -> Result<BTreeMap<String, usiz
         *pods.entry(pod).or_default() += 1;
     }
     Ok(pods)
+}
+
+/// Sends `bytes` of the known stream to an echo server over TCP while reading and comparing what comes back.
+///
+/// # Errors
+/// Where the first difference is, or how much is missing.
+pub fn echo(to: SocketAddr, bytes: u64) -> Result<()> {
+    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| stream::send(&mut &stream, bytes));
+        let compared = compare(&mut &stream, bytes);
+        let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        compared.and(sent.context("sending"))
+    })
+}
+
+/// Reads `bytes` of the known stream and compares every one.
+fn compare(reader: &mut impl Read, bytes: u64) -> Result<()> {
+    let mut got = vec![0; 64 << 10];
+    let mut want = got.clone();
+    let mut at = 0;
+    while at < bytes {
+        let piece = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(got.len());
+        reader.read_exact(&mut got[..piece]).with_context(|| format!("after {at} of {bytes} bytes"))?;
+        stream::fill(at, &mut want[..piece]);
+        if got[..piece] != want[..piece] {
+            let wrong = got.iter().zip(&want).position(|(a, b)| a != b).unwrap_or(0);
+            bail!("byte {} is not the one that was sent", at + wrong as u64);
+        }
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 /// A UDP socket with patience, connected, so that ICMP errors reach it.

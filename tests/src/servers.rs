@@ -79,7 +79,7 @@ fn converse(name: &str, stream: TcpStream) -> Result<()> {
         };
         if let Some(bytes) = path.strip_prefix("/bytes/").and_then(|bytes| bytes.parse().ok()) {
             writer.write_all(head("200 OK", bytes).as_bytes())?;
-            send_stream(&mut writer, bytes)?;
+            stream::send(&mut writer, bytes)?;
         } else {
             let (status, body) = match path {
                 "/" => ("200 OK", format!("{name} serves {}\n", peer.ip())),
@@ -91,18 +91,6 @@ fn converse(name: &str, stream: TcpStream) -> Result<()> {
             return Ok(());
         }
     }
-}
-
-fn send_stream(writer: &mut impl Write, bytes: u64) -> Result<()> {
-    let mut buffer = vec![0; 64 << 10];
-    let mut sent = 0;
-    while sent < bytes {
-        let piece = usize::try_from(bytes - sent).unwrap_or(usize::MAX).min(buffer.len());
-        stream::fill(sent, &mut buffer[..piece]);
-        writer.write_all(&buffer[..piece])?;
-        sent += piece as u64;
-    }
-    Ok(())
 }
 
 /// Echoes datagrams and TCP bytes on a port, for ever. [`WHO`] is answered with the pod's name and the client's address and port.
@@ -129,7 +117,7 @@ pub fn echo(name: &str, port: u16) -> Result<()> {
             let name = tcp_name.clone();
             spawn(move || {
                 let Ok(peer) = stream.peer_addr() else { return };
-                let mut buffer = [0; 4096];
+                let mut buffer = vec![0; 64 << 10];
                 while let Ok(len @ 1..) = stream.read(&mut buffer) {
                     let who = format!("{name} {peer}");
                     let answer = if &buffer[..len] == WHO { who.as_bytes() } else { &buffer[..len] };

@@ -1,6 +1,8 @@
 //! The bytes that servers send and clients compare: every eight of them are a function of their place, so that a lost,
 //! doubled or swapped piece is seen.
 
+use std::io::{Result, Write};
+
 /// The bytes of the stream from `offset` on, a multiple of 8.
 pub fn fill(offset: u64, buffer: &mut [u8]) {
     for (index, chunk) in buffer.chunks_mut(8).enumerate() {
@@ -14,6 +16,22 @@ pub fn datagram(number: u64, len: usize) -> Vec<u8> {
     let mut payload = vec![0; len];
     fill(mix(number) & 0xffff_ffff_fff8, &mut payload);
     payload
+}
+
+/// Writes the first `bytes` bytes of the stream.
+///
+/// # Errors
+/// As the writer says.
+pub fn send(writer: &mut impl Write, bytes: u64) -> Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut sent = 0;
+    while sent < bytes {
+        let piece = usize::try_from(bytes - sent).unwrap_or(usize::MAX).min(buffer.len());
+        fill(sent, &mut buffer[..piece]);
+        writer.write_all(&buffer[..piece])?;
+        sent += piece as u64;
+    }
+    Ok(())
 }
 
 /// SplitMix64's finalizer.

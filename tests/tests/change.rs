@@ -16,7 +16,7 @@ use gateway_lab::{
     clients::{Http, connections, http_get, snmp, tcp_refusal, udp, who},
     names::dig,
     testing,
-    topology::GATEWAY,
+    topology::{GATEWAY, Offloads},
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
@@ -103,10 +103,11 @@ fn received(lab: &Lab, pod: &str) -> u64 {
 }
 
 /// Scales under load through these sets of pods (by number) and checks after each change.
-fn changes_under_load(mode: &str) {
+fn changes_under_load(mode: &str, offloads: Offloads) {
     let Some(_turn) = testing::turn(&[]) else { return };
     let nodes = [Node::Worker1, Node::Worker2, Node::Gateway].into_iter().cycle().take(13);
-    let lab = Lab::build(Topology::with_pods(&nodes.collect::<Vec<_>>())).expect("the lab");
+    let topology = Topology { offloads, ..Topology::with_pods(&nodes.collect::<Vec<_>>()) };
+    let lab = Lab::build(topology).expect("the lab");
     let name = |number: &usize| format!("web-{number}");
     // 3 -> 10 -> 2 of those -> all replaced.
     let steps: [Vec<usize>; 4] = [vec![0, 1, 2], (0..10).collect(), vec![1, 5], vec![10, 11, 12]];
@@ -138,7 +139,9 @@ fn changes_under_load(mode: &str) {
                 *load.surviving.lock().expect("no panic") = set(new);
                 let removed: Vec<String> = (&set(old) - &set(new)).into_iter().collect();
                 let before: Vec<u64> = removed.iter().map(|pod| received(&lab, pod)).collect();
+                let used = received(&lab, &name(&new[0]));
                 thread::sleep(PHASE);
+                assert!(received(&lab, &name(&new[0])) > used, "no packet reached {}", name(&new[0]));
                 let after: Vec<u64> = removed.iter().map(|pod| received(&lab, pod)).collect();
                 if before != after {
                     load.complain(format!(
@@ -160,12 +163,12 @@ fn changes_under_load(mode: &str) {
 
 #[test]
 fn endpoints_change_under_load_without_breaking_the_survivors_connections() {
-    changes_under_load("auto");
+    changes_under_load("auto", Offloads::Kernel);
 }
 
 #[test]
 fn endpoints_change_under_load_in_native_xdp() {
-    changes_under_load("native");
+    changes_under_load("native", Offloads::Wire);
 }
 
 #[test]

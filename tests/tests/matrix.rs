@@ -10,13 +10,15 @@ use std::{
 
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
-    clients::{Http, connections, datagrams, http_get, snmp},
+    clients::{self, Http, connections, datagrams, http_get, snmp},
     testing,
     topology::{Access, Offloads, Pod, Wiring},
 };
 
 /// Bytes of a download.
 const DOWNLOAD: u64 = 100_000_000;
+/// Bytes that go up, and come down again.
+const UPLOAD: u64 = 20_000_000;
 /// Datagrams to a Service: every size, several times.
 const DATAGRAMS: usize = 10_000;
 /// Connections open at once.
@@ -81,6 +83,7 @@ fn carries(config: &GatewayConfig, topology: Topology) {
             let download =
                 Http::connect(http).map_err(anyhow::Error::from).and_then(|mut http| http.download(DOWNLOAD));
             download.unwrap_or_else(|error| panic!("{place}: {error:#}"));
+            clients::echo(echo, UPLOAD).unwrap_or_else(|error| panic!("{place}: {error:#}"));
             pods
         });
         // A third of a thousand has a standard deviation of 15: a share that is off by a quarter is not chance.

@@ -171,3 +171,36 @@ fn what_is_not_the_gateways_business_passes_untouched() {
         gateway.stop().expect("a clean end");
     }
 }
+
+#[test]
+fn what_is_too_big_for_the_way_or_has_come_too_far_is_answered_so_that_senders_can_act() {
+    let Some(_turn) = testing::turn(&[]) else { return };
+    let lab = Lab::build(Topology { overlay: true, ..Topology::with_pods(&[Node::Worker1]) }).expect("the lab");
+    lab.manifests.put(&Service::of_pods("shop", "web", VIP, &lab.topology.pods)).expect("a manifest");
+    for mode in ["native", "generic", "tc"] {
+        let gateway = lab.gateway(&GatewayConfig::mode(mode)).expect("the gateway");
+        let too_big = counted(&gateway, "too_big", || {
+            lab.client().enter(|| {
+                let socket = udp((VIP, 7).into(), AT_ONCE).expect("a socket");
+                socket.send(&[1; 1472]).expect("a datagram as big as the client's own network takes");
+                let answer = socket.recv(&mut [0; 2000]).expect_err("it cannot be carried");
+                // Linux tells a connected socket at once. What it sends from then on it cuts into fragments, by itself.
+                assert_eq!(answer.raw_os_error(), Some(libc::EMSGSIZE), "{mode}: {answer}");
+                socket.send(&[2; 1422]).expect("a datagram that fits");
+                assert_eq!(socket.recv(&mut [0; 2000]).expect("its echo"), 1422, "{mode}");
+            });
+        });
+        assert_eq!(too_big, 1, "{mode}");
+        // Forget what was learnt, and send with a hop limit that ends at the gateway.
+        lab.client().ip(&["route flush cache"]).expect("ip");
+        let route = lab.client_route().replace("add", "replace");
+        lab.client().ip(&[route.clone() + " hoplimit 1"]).expect("ip");
+        let pods = lab.client().enter(|| tcp_refusal((VIP, 80).into(), PATIENCE));
+        assert_eq!(pods.kind, Some(ErrorKind::HostUnreachable), "{mode}");
+        assert!(pods.after < AT_ONCE, "{mode}: {:?}", pods.after);
+        assert!(gateway.counters().expect("counters").get("ttl_exceeded") >= 1, "{mode}");
+        lab.client().ip(&[route]).expect("ip");
+        lab.client().enter(|| http_get((VIP, 80).into(), "/").expect("HTTP"));
+        gateway.stop().expect("a clean end");
+    }
+}
