@@ -80,6 +80,10 @@ impl Config {
 /// The kernel answers where the forwarder does, and only port 53.
 fn kernel_dns(listen: &[SocketAddr]) -> Vec<IpAddr> {
     let dns: Vec<IpAddr> = listen.iter().filter(|address| address.port() == 53).map(SocketAddr::ip).collect();
+    // The wildcard: clients ask the uplinks' addresses. An empty list means those.
+    if dns.iter().any(IpAddr::is_unspecified) {
+        return Vec::new();
+    }
     // An empty list means the uplinks' addresses, where another program may have port 53. No packet is sent to this one.
     if dns.is_empty() { vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)] } else { dns }
 }

@@ -145,9 +145,10 @@ impl Attacher {
         self.failed.clear();
     }
 
-    /// As [`Self::attach`], in the background: a failure is logged once for each interface and reason.
+    /// As [`Self::attach`], in the background, where TC alone is better than nothing: a failure is logged once for each interface
+    /// and reason.
     pub(super) fn attach_quietly(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> bool {
-        match self.attach(ebpf, link, role) {
+        match self.attach_as(ebpf, link, role, false) {
             Ok(new) => {
                 self.failed.remove(&link.index);
                 new
@@ -163,25 +164,31 @@ impl Attacher {
         }
     }
 
-    /// Attaches the programs of `role`; `false` when they are there already.
+    /// Attaches the programs of `role`, as the mode asks; `false` when they are there already.
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> Result<bool, KernelError> {
+        self.attach_as(ebpf, link, role, true)
+    }
+
+    fn attach_as(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role, strict: bool) -> Result<bool, KernelError> {
         if self.has(link.index, role) || link.kind == Kind::Loopback {
             return Ok(false);
         }
         // A cluster interface that becomes an uplink.
         self.attached.remove(&link.index);
-        let xdp = match tier(self.mode, link.kind, role) {
+        let wanted = match tier(self.mode, link.kind, role) {
             Tier::None => None,
-            Tier::Native => Some(("native", attach_xdp(ebpf, link, role, XdpMode::Driver)?)),
-            Tier::Generic => Some(("generic", attach_xdp(ebpf, link, role, XdpMode::Skb)?)),
-            Tier::Try => match attach_xdp(ebpf, link, role, XdpMode::Driver) {
-                Ok(xdp) => Some(("native", xdp)),
-                Err(error) => {
-                    tracing::warn!(interface = %link.name, "{error}; going on with TC alone");
-                    None
-                }
-            },
+            Tier::Try => Some(("native", XdpMode::Driver, false)),
+            Tier::Native => Some(("native", XdpMode::Driver, strict)),
+            Tier::Generic => Some(("generic", XdpMode::Skb, strict)),
         };
+        let mut xdp = None;
+        if let Some((name, mode, strict)) = wanted {
+            match attach_xdp(ebpf, link, role, mode) {
+                Ok(attached) => xdp = Some((name, attached)),
+                Err(error) if strict => return Err(error),
+                Err(error) => tracing::warn!(interface = %link.name, "{error}; going on with TC alone"),
+            }
+        }
         let mut tc = vec![attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
         if role == Role::Uplink {
             tc.push(attach_tc(ebpf, link, TC_EGRESS, TcAttachType::Egress)?);

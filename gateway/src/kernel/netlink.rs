@@ -131,7 +131,15 @@ impl Netlink {
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             for message in messages(&datagram) {
-                let message = message?;
+                let message = match message {
+                    Ok(message) => message,
+                    // One entry of a list that a newer kernel describes in a way unknown here does not hide the others.
+                    Err(error) if dump => {
+                        tracing::debug!(%error, "a netlink message is not understood");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }

@@ -47,6 +47,11 @@ fn read(path: &str) -> Result<String, KernelError> {
     Ok(fs::read_to_string(path).map_err(error(path))?.trim().to_owned())
 }
 
+/// As `sysctl` names it.
+fn name(path: &str) -> String {
+    path.trim_start_matches("/proc/sys/").replace('/', ".")
+}
+
 /// What an earlier run has noted: path, value before, value written, separated by tabs.
 fn noted(state: &Path) -> Vec<Entry> {
     let entry = |line: &str| {
@@ -76,7 +81,8 @@ fn forget_dead() {
 }
 
 impl Sysctls {
-    /// Reserves `ports` and lets the loopback device forward, as far as that is not so already.
+    /// Reserves `ports` and lets the loopback device forward, as far as that is not so already. What cannot be set is logged with
+    /// what to do: the datapath works without, only less safely.
     pub(super) fn set(ports: &RangeInclusive<u16>) -> Result<Self, KernelError> {
         let state = state_file();
         let earlier = state.as_deref().map(noted).unwrap_or_default();
@@ -100,15 +106,18 @@ impl Sysctls {
             .collect();
         let mut sysctls = Self { state, entries };
         sysctls.note();
-        for i in 0..sysctls.entries.len() {
-            let Entry { path, written, .. } = &sysctls.entries[i];
-            if let Err(source) = fs::write(path, format!("{written}\n")) {
-                let failed = error(path)(source);
-                sysctls.entries.truncate(i);
-                return sysctls.restore().and(Err(failed));
+        sysctls.entries.retain(|Entry { path, written, .. }| match fs::write(path, format!("{written}\n")) {
+            Ok(()) => {
+                tracing::debug!(%path, %written, "set, until the gateway is taken off");
+                true
             }
-            tracing::debug!(%path, %written, "set, until the gateway is taken off");
-        }
+            // A container without privileges sees /proc/sys read-only: the host's administrator has to do it.
+            Err(error) => {
+                let name = name(path);
+                tracing::warn!(%error, "cannot set {name}: run `sysctl -w {name}={written}` on the node");
+                false
+            }
+        });
         Ok(sysctls)
     }
 
@@ -150,7 +159,7 @@ impl Sysctls {
 
     /// The sysctls, as `sysctl` names them.
     pub(super) fn names(&self) -> impl Iterator<Item = String> + '_ {
-        self.entries.iter().map(|e| e.path.trim_start_matches("/proc/sys/").replace('/', "."))
+        self.entries.iter().map(|e| name(&e.path))
     }
 }
 
