@@ -44,7 +44,7 @@ impl Reporter {
     pub(super) fn changed(&self) {
         self.0.send_modify(|status| {
             if !status.synced {
-                tracing::info!(source = status.kind, location = %status.location, "the cluster's state is complete");
+                tracing::debug!(source = status.kind, location = %status.location, "the cluster's state is complete");
             }
             status.synced = true;
             status.last_change = Some(SystemTime::now());

@@ -118,13 +118,12 @@ impl Place {
     }
 }
 
-/// The one line of a command that failed with exit code 1.
+/// The one line of a command that failed with exit code 1: nothing else is on stderr.
 pub fn refusal(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
-    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("gateway: ")).collect();
-    assert_eq!(lines.len(), 1, "not one line: {text}");
-    lines[0].to_owned()
+    assert!(text.starts_with("gateway: ") && text.ends_with('\n') && text.lines().count() == 1, "not one line: {text}");
+    text
 }
 
 /// A running agent; killed when dropped.
