@@ -309,6 +309,10 @@ async fn a_wrong_kubeconfig_is_an_error_that_names_it() {
     fs::write(&path, "clusters: [").unwrap();
     let broken = start(Some(path.clone()), None).await.to_string();
     assert!(broken.contains(&path.display().to_string()) && !broken.contains('\n'), "{broken}");
+    if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        eprintln!("skipped: the error outside a cluster, as this runs in one");
+        return;
+    }
     let outside = start(None, None).await;
     assert!(matches!(outside, SourceError::InCluster(_)), "{outside}");
     assert!(outside.to_string().contains("name a kubeconfig"), "{outside}");
