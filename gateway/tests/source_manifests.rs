@@ -287,7 +287,8 @@ async fn a_file_that_is_emptied_and_written_is_never_seen_empty() {
     let mut live = Live::start(&[("a.yaml", service("web", 1))]).await;
     for port_now in 2..8 {
         fs::write(live.path("a.yaml"), "").unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Longer than a change takes to settle.
+        tokio::time::sleep(Duration::from_millis(150)).await;
         live.write("a.yaml", &service("web", port_now));
         live.until(|c| port(c, "web") == Some(port_now)).await;
     }

@@ -137,14 +137,14 @@ fn endpoints_are_chosen_by_kube_proxys_rules() {
         (
             "ready in one slice and draining in another is ready",
             service(WEB)
-                + &slice("web-1", "IPv4", HTTP, "addresses: [10.42.0.1]")
+                + &slice("web-1", "IPv4", HTTP, "addresses: [10.42.0.1]; addresses: [10.42.0.3]")
                 + &slice(
                     "web-2",
                     "IPv4",
                     HTTP,
                     "addresses: [10.42.0.1], conditions: {ready: false, serving: true, terminating: true}",
                 ),
-            vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080"],
+            vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080 10.42.0.3:8080"],
         ),
         (
             "slices may differ in their port numbers",
