@@ -91,6 +91,16 @@ fn listen(config: &Config) -> Vec<SocketAddr> {
     found
 }
 
+/// Where clients reach those listeners: behind a wildcard stand the uplinks' addresses.
+fn reachable(config: &Config, listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    let uplinks = node::uplink_addresses(&config.uplinks);
+    let one = |address: &SocketAddr| match address.ip().is_unspecified() {
+        true => uplinks.iter().map(|ip| SocketAddr::new(*ip, address.port())).collect(),
+        false => vec![*address],
+    };
+    listen.iter().flat_map(one).collect()
+}
+
 fn list(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }

@@ -46,7 +46,7 @@ impl Owner {
         let config = &state.config;
         interfaces_exist(config)?;
         let listen = super::listen(config);
-        let plan = config.plan_config(&listen);
+        let plan = config.plan_config(&super::reachable(config, &listen));
         if !config.dns.upstreams.is_empty() {
             tracing::warn!("dns.upstreams: not used yet: the cluster's zone is answered as a whole from the source");
         }

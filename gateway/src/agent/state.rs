@@ -192,7 +192,7 @@ impl Agent for State {
             source: self.source_report(),
             service_cidrs: self.held(|held| held.cidrs.clone()),
             cluster_domain: self.config.dns.cluster_domain.clone(),
-            dns: self.listen(),
+            dns: super::reachable(&self.config, &self.listen()),
             counts: self.counts(),
             problems: self.held(|held| held.plans.values().flat_map(|plan| plan.problems.iter().cloned()).collect()),
             counters: self.counters(),

@@ -86,7 +86,13 @@ impl Values {
     fn of_config(config: &Config) -> Result<Self> {
         Ok(Self {
             gateways: node::uplink_addresses(&config.uplinks),
-            dns: config.dns.listen.iter().map(std::net::SocketAddr::ip).filter(|ip| !ip.is_loopback()).collect(),
+            dns: config
+                .dns
+                .listen
+                .iter()
+                .map(std::net::SocketAddr::ip)
+                .filter(|ip| !ip.is_loopback() && !ip.is_unspecified())
+                .collect(),
             cidrs: config.service_cidrs.clone(),
             domain: config.dns.cluster_domain.clone(),
         })

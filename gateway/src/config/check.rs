@@ -191,7 +191,7 @@ fn source(source: &file::Source, base: &Path) -> Checked<Source> {
 }
 
 fn dns(dns: &file::Dns) -> Checked<Dns> {
-    let listen = list("dns.listen", &dns.listen, values::dns_address)?;
+    let listen = list("dns.listen", &dns.listen, values::listener)?;
     if listen.len() > MAX_DNS_ADDRESSES {
         return problem("dns.listen", format!("too many addresses: give at most {MAX_DNS_ADDRESSES}"));
     }

@@ -113,6 +113,8 @@ fn the_kernel_answers_where_the_forwarder_does_on_port_53_only() {
     let dns = |listen: &[SocketAddr]| config.settings(Sizes::default(), &[], listen).dns;
     assert_eq!(dns(&config.dns.listen), [config.dns.listen[0].ip()]);
     assert!(dns(&config.dns.listen[1..]).iter().all(std::net::IpAddr::is_unspecified), "not the uplinks' addresses");
+    let everywhere = parse(&format!("{LEAST}dns: {{listen: [0.0.0.0]}}\n")).expect("the wildcard is valid");
+    assert!(dns(&everywhere.dns.listen).is_empty(), "the wildcard means the uplinks' addresses");
 }
 
 #[test]
@@ -175,7 +177,8 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("snat: {ports: 60000-70000}"), &["snat.ports", "60000-70000"]),
         (with("snat: {addresses: [0.0.0.0]}"), &["snat.addresses[0]", "0.0.0.0"]),
         (with("dns: {listen: [localhost]}"), &["dns.listen[0]", "localhost"]),
-        (with("dns: {listen: [\"0.0.0.0:53\"]}"), &["dns.listen[0]", "0.0.0.0"]),
+        (with("dns: {listen: [224.0.0.251]}"), &["dns.listen[0]", "224.0.0.251"]),
+        (with("dns: {upstreams: [0.0.0.0]}"), &["dns.upstreams[0]", "0.0.0.0"]),
         (with("dns: {clusterDomain: .}"), &["dns.clusterDomain", "root"]),
         (with("dns: {clusterDomain: a..b}"), &["dns.clusterDomain", "a..b"]),
         (with("dns: {upstreams: [\"10.1.0.10:0\"]}"), &["dns.upstreams[0]", "port 0"]),

@@ -27,8 +27,17 @@ pub(super) fn unicast(text: &str) -> Result<IpAddr, String> {
     Ok(addr)
 }
 
+/// An address to listen on: like a server's, or the wildcard.
+pub(super) fn listener(text: &str) -> Result<SocketAddr, String> {
+    let address = socket(text)?;
+    if !address.ip().is_unspecified() {
+        unicast(&address.ip().to_string())?;
+    }
+    Ok(address)
+}
+
 /// `9.9.9.9`, `9.9.9.9:5353`, `2620:fe::fe`, `[2620:fe::fe]:53`; the port is 53 unless given.
-pub(super) fn dns_address(text: &str) -> Result<SocketAddr, String> {
+fn socket(text: &str) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let address = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
         (Ok(address), _) => address,
@@ -40,7 +49,6 @@ pub(super) fn dns_address(text: &str) -> Result<SocketAddr, String> {
     if address.port() == 0 {
         return Err(format!("`{text}` has port 0: give a port from 1 to 65535"));
     }
-    unicast(&address.ip().to_string())?;
     Ok(address)
 }
 
@@ -50,13 +58,15 @@ pub(super) fn upstream(text: &str) -> Result<SocketAddr, String> {
         let host = rest.split(['#', '@']).next().unwrap_or(rest);
         return Err(format!(
             "`{text}`: DNS over TLS is not built yet: give the server's plain address, like {}",
-            dns_address(host).map_or_else(|_error| "9.9.9.9".to_owned(), |address| address.ip().to_string())
+            socket(host).map_or_else(|_error| "9.9.9.9".to_owned(), |address| address.ip().to_string())
         ));
     }
     if let Some((scheme, _)) = text.split_once("://") {
         return Err(format!("`{text}`: scheme `{scheme}` is not known: write an address like 9.9.9.9 or 9.9.9.9:53"));
     }
-    dns_address(text)
+    let address = socket(text)?;
+    unicast(&address.ip().to_string())?;
+    Ok(address)
 }
 
 /// A domain name: lower case, without the last dot; the root is empty. `room` is the longest wire form allowed.

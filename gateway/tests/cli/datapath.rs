@@ -100,6 +100,15 @@ fn a_dns_port_in_use_leaves_nothing_attached() {
 }
 
 #[test]
+fn a_wildcard_listener_is_told_by_the_addresses_that_clients_use() {
+    in_namespace(|| {
+        let place = Place::new();
+        let agent = place.agent(&attached(&place).replace("listen: [\"10.90.2.100\"]", "listen: [0.0.0.0]"));
+        assert_eq!(agent.json("status")["dns"], serde_json::json!(["10.90.2.100:53"]));
+    });
+}
+
+#[test]
 fn without_permission_it_says_what_it_needs() {
     in_namespace(|| {
         let place = Place::new();
