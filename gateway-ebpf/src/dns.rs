@@ -22,8 +22,8 @@ use gateway_common::{
     limits::{DNS_INLINE_BODY, DNS_LARGE_BODY, DNS_MAX_TTLS, DNS_SOA, MAX_ZONES, capacity},
     maps::{DnsEntry, DnsKey, DnsLarge, Zone},
     net::{
-        checksum::{fold, pseudo4},
-        error::{own_ipv4, turned},
+        checksum::{finish, fold, pseudo4, words},
+        error::turned,
         headers::{ETH_LEN, Ethernet, IPV4_LEN, Ipv4, UDP, UDP_LEN, Udp},
         parse::Packet4,
     },
@@ -98,6 +98,12 @@ struct Head {
     dns: [[u8; 2]; 6],
 }
 
+/// IPv4 header of an answer.
+const DONT_FRAGMENT: [u8; 2] = [0x40, 0];
+const TTL: u8 = 64;
+/// Sum of its constant part.
+const IP_REST: u32 = words([DONT_FRAGMENT[0], DONT_FRAGMENT[1], TTL, UDP]);
+
 /// Where the DNS message begins in a frame.
 const DNS_AT: usize = ETH_LEN + IPV4_LEN + UDP_LEN;
 
@@ -119,6 +125,8 @@ fn forget_path<T: Copy>(slot: &mut MaybeUninit<T>, value: T) -> T {
 struct Plan {
     reply: Reply,
     tail: Tail,
+    /// Sum of the question.
+    question: u16,
 }
 
 /// What goes behind the question, in [`Scratch::out`].
@@ -249,8 +257,7 @@ pub fn stage<F: Frame>(frame: &mut F, packet: &Packet4, view: u32, partial: bool
     let scratch = unsafe { &mut *scratch };
     let Some(query) = read(frame, &mut scratch.window) else { return Outcome::Forwarder(Reason::DnsUnsupported) };
     let query = forget_path(&mut scratch.query, query);
-    scratch.window.key(&query, &mut scratch.key);
-    let query = forget_path(&mut scratch.query, query);
+    let question = scratch.window.key(&query, &mut scratch.key);
     let (reply, tail) = match resolve(&mut Tables { key: &mut scratch.key }, &query, view) {
         Found::Miss => return Outcome::Forwarder(Reason::DnsMiss),
         Found::Expired => return Outcome::Forwarder(Reason::DnsExpired),
@@ -264,7 +271,7 @@ pub fn stage<F: Frame>(frame: &mut F, packet: &Packet4, view: u32, partial: bool
         Found::NoData(zone) => negative(scratch, &query, zone, wire::NOERROR),
         Found::NxDomain(zone) => negative(scratch, &query, zone, wire::NXDOMAIN),
     };
-    let plan = forget_path(&mut scratch.plan, Plan { reply, tail });
+    let plan = forget_path(&mut scratch.plan, Plan { reply, tail, question });
     let reason = reason(&plan.reply);
     match answer(frame, packet, partial, scratch, &query, &plan) {
         Ok(()) => Outcome::Answered(reason),
@@ -368,7 +375,7 @@ fn answer<F: Frame>(
     query: &Query,
     plan: &Plan,
 ) -> Result<(), Outcome> {
-    let Plan { reply, tail } = plan;
+    let Plan { reply, tail, question } = plan;
     let from = tail.at as usize;
     let mut len = reply.body_len as usize;
     if reply.edns {
@@ -382,10 +389,10 @@ fn answer<F: Frame>(
     let udp_len = (UDP_LEN + reply.len(query)) as u16;
     let key = &packet.key;
     let pseudo = pseudo4(key.dst, key.src, UDP, udp_len);
-    let check = if partial {
+    let udp_check = if partial {
         pseudo
     } else {
-        let dns = fold_sum(reply.sum(query, scratch.window.question_sum(query), tail.sum)).to_be();
+        let dns = fold_sum(reply.sum(query, *question, tail.sum)).to_be();
         let ports = u32::from(u16::from_ne_bytes(key.sport)) + u32::from(u16::from_ne_bytes(key.dport));
         match !fold(u32::from(pseudo) + ports + u32::from(udp_len.to_be()) + u32::from(dns)) {
             0 => 0xFFFF,
@@ -400,8 +407,23 @@ fn answer<F: Frame>(
     }
     let Some(head) = frame.at::<Head>(0) else { return Err(REFUSED.into()) };
     head.eth = turned(&head.eth);
-    head.ip = own_ipv4(key.dst, key.src, UDP, head.ip.tos, udp_len);
-    head.udp = Udp { sport: key.dport, dport: key.sport, len: udp_len.to_be_bytes(), check: check.to_ne_bytes() };
+    // Addresses change places, which no sum notices; what else is new in the header is constant but for the length.
+    let (tos, total_len) = (head.ip.tos, (IPV4_LEN as u16 + udp_len).to_be_bytes());
+    let check = finish(words(key.src) + words(key.dst) + words([0x45, tos, total_len[0], total_len[1]]) + IP_REST);
+    head.ip = Ipv4 {
+        version_ihl: 0x45,
+        tos,
+        total_len,
+        // An atomic datagram needs no identification (RFC 6864).
+        id: [0, 0],
+        fragment: DONT_FRAGMENT,
+        ttl: TTL,
+        proto: UDP,
+        check,
+        src: key.dst,
+        dst: key.src,
+    };
+    head.udp = Udp { sport: key.dport, dport: key.sport, len: udp_len.to_be_bytes(), check: udp_check.to_ne_bytes() };
     head.dns = reply.header(query).map(u16::to_be_bytes);
     let body_at = DNS_AT + query.body_at();
     store(frame, body_at, scratch, from, len)?;

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{
     name::{FoldedName, fold_word},
-    reply::fold_sum,
+    reply::{at_parity, fold_sum},
     wire,
 };
 use crate::{
@@ -224,7 +224,9 @@ pub fn parse<M: Message + ?Sized>(message: &M, len: usize) -> Result<Query, Unsu
 }
 
 /// Words of a [`Window`].
-const WINDOW_WORDS: usize = 32;
+const WINDOW_WORDS: usize = 33;
+/// Positions in a [`Window`]: a word fewer than it has, so that two bytes can be read at any of them.
+const WINDOW_MASK: usize = 255;
 /// Bytes before the message in a [`Window`], so that the name begins on a word.
 const WINDOW_LEAD: usize = 4;
 /// Words before the name.
@@ -242,7 +244,7 @@ pub struct Window {
 
 impl Window {
     /// Longest message it holds.
-    pub const LEN: usize = WINDOW_WORDS * 8 - WINDOW_LEAD;
+    pub const LEN: usize = WINDOW_MASK + 1 - WINDOW_LEAD;
 
     /// A window with nothing in it.
     pub const EMPTY: Self = Self { words: [0; WINDOW_WORDS] };
@@ -257,38 +259,32 @@ impl Window {
     pub fn of(message: &[u8]) -> Option<Self> {
         let mut window = Self::EMPTY;
         let bytes: &mut [u8; WINDOW_WORDS * 8] = bytemuck::cast_mut(&mut window.words);
-        bytes.get_mut(WINDOW_LEAD..WINDOW_LEAD + message.len())?.copy_from_slice(message);
+        bytes[..=WINDOW_MASK].get_mut(WINDOW_LEAD..WINDOW_LEAD + message.len())?.copy_from_slice(message);
         Some(window)
     }
 
-    /// Writes the folded name, type and flags into `key`, every byte of it.
+    /// Writes the folded name, type and flags into `key`, every byte of it. Returns the ones' complement sum of the
+    /// question as the client wrote it, as if it began at an even offset (it does).
     #[inline(always)]
-    pub fn key(&self, query: &Query, key: &mut DnsKey) {
+    pub fn key(&self, query: &Query, key: &mut DnsKey) -> u16 {
         let len = query.name_len as usize;
         let name: &mut [u64; NAME_WORDS + 1] = bytemuck::cast_mut(key);
-        for (i, word) in name.iter_mut().take(NAME_WORDS).enumerate() {
-            *word = fold_word(masked(self.words[NAME_WORD + i], len, i));
+        let mut sum = 0u64;
+        for (i, folded) in name.iter_mut().take(NAME_WORDS).enumerate() {
+            let word = masked(self.words[NAME_WORD + i], len, i);
+            sum += (word >> 32) + (word & 0xFFFF_FFFF);
+            *folded = fold_word(word);
         }
         key.qtype = query.qtype;
         key.flags = 0;
         key.len = query.name_len as u8;
         key.pad = 0;
-    }
-
-    /// Ones' complement sum of the question as the client wrote it, as if it began at an even offset (it does).
-    #[inline(always)]
-    pub fn question_sum(&self, query: &Query) -> u32 {
-        let len = query.question_len();
-        let mut sum = 0u64;
-        // The longest question ends in the ninth word.
-        for i in 0..=NAME_WORDS {
-            let word = masked(self.words[NAME_WORD + i], len, i);
-            sum += (word >> 32) + (word & 0xFFFF_FFFF);
-        }
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         // Summed in native words; the sum of big-endian ones is the same number with its bytes swapped.
-        u32::from(u16::from_be(fold_sum(sum as u32)))
+        let name = u16::from_be(fold_sum(sum as u32)) as u32;
+        let tail = fold_sum(query.qtype as u32 + wire::IN as u32);
+        fold_sum(name + at_parity(tail, len) as u32)
     }
 }
 
@@ -312,7 +308,13 @@ impl Message for Window {
     fn byte(&self, at: usize) -> u8 {
         let bytes: &[u8; WINDOW_WORDS * 8] = bytemuck::cast_ref(&self.words);
         // The mask is for the verifier, which must see that no position leaves the window.
-        bytes[(at + WINDOW_LEAD) & (WINDOW_WORDS * 8 - 1)]
+        bytes[(at + WINDOW_LEAD) & WINDOW_MASK]
+    }
+    #[inline(always)]
+    fn u16(&self, at: usize) -> u16 {
+        let bytes: &[u8; WINDOW_WORDS * 8] = bytemuck::cast_ref(&self.words);
+        let at = (at + WINDOW_LEAD) & WINDOW_MASK;
+        u16::from_be_bytes([bytes[at], bytes[at + 1]])
     }
 }
 

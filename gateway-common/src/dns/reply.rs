@@ -103,9 +103,9 @@ impl Reply {
     /// Ones' complement sum of the whole message, not folded; `question` and `body` are sums as if each began at an even
     /// offset.
     #[inline(always)]
-    pub const fn sum(&self, query: &Query, question: u32, body: u16) -> u32 {
+    pub const fn sum(&self, query: &Query, question: u16, body: u16) -> u32 {
         let [id, flags, questions, answers, authorities, additionals] = self.header(query);
-        let mut sum = question
+        let mut sum = question as u32
             + id as u32
             + flags as u32
             + questions as u32
