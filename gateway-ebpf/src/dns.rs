@@ -61,6 +61,8 @@ struct Scratch {
     key: DnsKey,
     query: MaybeUninit<Query>,
     plan: MaybeUninit<Plan>,
+    name_len: MaybeUninit<u16>,
+    len: MaybeUninit<usize>,
     /// What follows the question in the answer.
     out: [u64; OUT / 8],
 }
@@ -79,6 +81,8 @@ impl Scratch {
         words: &[u64; ALL],
         len: usize,
     ) {
+        // As each turn tells the verifier more about the length, it is one of its own.
+        let len = forget_path(&mut self.len, len);
         for i in 0..MOST {
             if i * 8 >= len {
                 break;
@@ -257,7 +261,8 @@ pub fn stage<F: Frame>(frame: &mut F, packet: &Packet4, view: u32, partial: bool
     let scratch = unsafe { &mut *scratch };
     let Some(query) = read(frame, &mut scratch.window) else { return Outcome::Forwarder(Reason::DnsUnsupported) };
     let query = forget_path(&mut scratch.query, query);
-    let question = scratch.window.key(&query, &mut scratch.key);
+    let name_len = forget_path(&mut scratch.name_len, query.name_len);
+    let question = scratch.window.key(&Query { name_len, ..query }, &mut scratch.key);
     let (reply, tail) = match resolve(&mut Tables { key: &mut scratch.key }, &query, view) {
         Found::Miss => return Outcome::Forwarder(Reason::DnsMiss),
         Found::Expired => return Outcome::Forwarder(Reason::DnsExpired),

@@ -329,3 +329,12 @@ fn a_cached_answer_costs_a_small_multiple_of_an_empty_program() {
     // Single runs, on a machine that does other things: the limit is for a regression of the algorithm.
     assert!(answer < empty + 1500, "an empty program {empty} ns, a cached answer {answer} ns");
 }
+
+#[test]
+fn the_verifier_is_far_from_its_limit() {
+    // It gives up at a million; the number grows with every path that is not forgotten in time.
+    for verified in Bench::new().verified().into_iter().flatten() {
+        println!("{verified} instructions verified");
+        assert!(verified < 400_000, "{verified} instructions verified");
+    }
+}

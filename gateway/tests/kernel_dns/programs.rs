@@ -172,6 +172,14 @@ impl Bench {
         self.xdp(program).test_run(options).expect("BPF_PROG_TEST_RUN").duration
     }
 
+    /// Instructions that the verifier went through for the uplink programs.
+    pub fn verified(&self) -> [Option<u32>; 2] {
+        ["xdp_uplink", "tc_uplink"].map(|name| {
+            let info = self.ebpf.program(name).expect(name).info().expect("the program's info");
+            info.verified_instruction_count()
+        })
+    }
+
     fn xdp(&self, name: &str) -> &Xdp {
         self.ebpf.program(name).expect(name).try_into().expect("an XDP program")
     }
