@@ -167,20 +167,17 @@ impl From<Reason> for Outcome {
     }
 }
 
-/// [`gateway_dns_zone`]: that slot and those behind it are empty.
-const UNUSED: u32 = u32::MAX;
-
 /// Length of the name of zone `index` when the name in the scratch key is in it, else 0.
 ///
 /// A global function: the verifier looks at its loops once, whoever calls it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_dns_zone(index: u32) -> u32 {
-    let Some(zone) = ZONES.get(index) else { return UNUSED };
-    let Some(scratch) = DNS_SCRATCH.get_ptr_mut(0) else { return UNUSED };
+    let Some(zone) = ZONES.get(index) else { return 0 };
+    let Some(scratch) = DNS_SCRATCH.get_ptr_mut(0) else { return 0 };
     let len = zone.name_len as usize;
     if len == 0 {
-        return UNUSED;
+        return 0;
     }
     // SAFETY: the pointer is to this CPU's own slot, whose key the caller has written and does not use meanwhile.
     let key = unsafe { &(*scratch).key };
@@ -234,9 +231,6 @@ impl Lookup for Tables<'_> {
         let mut found = MAX_ZONES as u32;
         for index in 0..MAX_ZONES as u32 {
             let len = gateway_dns_zone(index);
-            if len == UNUSED {
-                break;
-            }
             if len > longest {
                 longest = len;
                 found = index;

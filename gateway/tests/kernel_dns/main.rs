@@ -110,6 +110,33 @@ fn a_name_outside_or_an_alias_goes_to_the_forwarder() {
 }
 
 #[test]
+fn the_longest_zone_decides_whatever_its_slot() {
+    let mut bench = cluster();
+    let soa = Soa { mname: &[0], rname: &[0], serial: 1, refresh: 2, retry: 3, expire: 4, minimum: 5 };
+    // Slots between are empty.
+    bench.set_zone(3, zone(&wire_name("pod.cluster.local"), &soa, 30, false).expect("a zone"));
+    bench.set_zone(7, zone(&wire_name("10.in-addr.arpa"), &soa, 30, true).expect("a zone"));
+    for tier in TIERS {
+        for (name, known) in [
+            ("10-1-2-3.shop.pod.cluster.local", false),
+            ("pod.cluster.local", false),
+            ("xpod.cluster.local", true),
+            ("4.3.2.10.in-addr.arpa", true),
+            ("4.3.2.11.in-addr.arpa", false),
+        ] {
+            let message = Ask::new(name, wire::A).message();
+            let expected = forwarder(&mut bench, 0, &message, 0);
+            assert_eq!(expected.is_some(), known, "{name}");
+            assert_eq!(
+                bench.ask(tier, CLIENT, &message),
+                expected.map_or(Did::Passed, Did::Answered),
+                "{tier:?} {name}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_a_view_may_not_see_does_not_exist_for_it() {
     let mut bench = cluster();
     let name = wire_name("secret.shop.svc.cluster.local");
