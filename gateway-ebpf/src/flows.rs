@@ -26,13 +26,35 @@ static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(capacity::ENDPOINTS,
 #[map]
 static CLIENT_HOPS4: LruHashMap<[u8; 4], u32> = LruHashMap::with_max_entries(capacity::CLIENT_HOPS, 0);
 
-/// Scratch for the two records of a flow that begins: the stack is too small for them.
+/// Scratch for the two records of a flow that begins, and their keys: the stack is too small for them.
 #[map]
 static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
+#[repr(C)]
 struct Draft {
     forward: Flow4,
     reverse: Flow4,
+    /// What a packet of the flow becomes.
+    to: Key4,
+    /// Where the reverse record goes.
+    back: Key4,
+}
+
+#[inline(always)]
+fn draft() -> Option<&'static mut Draft> {
+    // SAFETY: the pointer is to this CPU's own slot, which one function at a time uses while a program runs.
+    DRAFT.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+}
+
+/// The key under which the other direction's record stands, in place.
+#[inline(always)]
+fn set_twin_key(key: &mut Key4, flow: &Flow4, proto: u8) {
+    key.src = flow.new_dst;
+    key.dst = flow.new_src;
+    key.sport = flow.new_dport;
+    key.dport = flow.new_sport;
+    key.proto = proto;
+    key.pad = [0; 3];
 }
 
 /// The kernel's "there is one already".
@@ -46,6 +68,8 @@ pub enum Found {
     Flow(&'static mut Flow4, u32),
     /// Its endpoint is gone, and the flow with it.
     Gone,
+    /// Its endpoint is gone, and it may go to another one.
+    Moved,
     /// Nothing that may be used.
     Miss,
 }
@@ -92,10 +116,7 @@ pub fn find(role: Role, packet: &Packet4) -> Found {
             flow.tcp |= tcp::RST;
             Found::Gone
         }
-        _ => {
-            count(Reason::FlowMoved);
-            Found::Miss
-        }
+        _ => Found::Moved,
     }
 }
 
@@ -129,11 +150,13 @@ fn look_after(key: &Key4, flow: &mut Flow4) {
             return;
         }
     }
-    let twin_key = flow.twin(key.proto);
-    let mut twin = translate::twin(key, flow);
-    if let Some(there) = get(&twin_key) {
+    let Some(draft) = draft() else { return };
+    set_twin_key(&mut draft.back, flow, key.proto);
+    let twin = &mut draft.reverse;
+    translate::set_twin(twin, key, flow);
+    if let Some(there) = get(&draft.back) {
         // Another flow took the port while the twin was missing: this one begins anew with its next packet.
-        if flow.flags & flow::FORWARD != 0 && !translate::same(there, &twin) {
+        if flow.flags & flow::FORWARD != 0 && !translate::same(there, twin) {
             let _ = FLOWS4.remove(key);
         }
         return;
@@ -141,7 +164,7 @@ fn look_after(key: &Key4, flow: &mut Flow4) {
     if twin.flags & flow::REVERSE != 0 {
         twin.nexthop = client_hop(twin.new_dst);
     }
-    if FLOWS4.insert(twin_key, twin, u64::from(BPF_NOEXIST)).is_ok() {
+    if FLOWS4.insert(&draft.back, &*twin, u64::from(BPF_NOEXIST)).is_ok() {
         count(Reason::FlowRebuilt);
     }
 }
@@ -161,51 +184,47 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
     let local = endpoint.flags & endpoint::LOCAL != 0;
     let keeps = local || config.flags & config::ROUTED != 0;
     let hash = hash::source_port(key);
-    let ports = u32::from(config.snat_ports);
-    if ports == 0 || (!keeps && config.snat4_len == 0) {
+    if config.snat_ports == 0 || (!keeps && config.snat4_len == 0) {
         return Err(Reason::SnatExhausted);
     }
+    let Some(Draft { forward, reverse, to, back }) = draft() else { return Err(Reason::HelperFailed) };
     let addr = &endpoint.addr;
-    let src = if keeps { key.src } else { snat_address(config, hash) };
-    let mut to = FlowKey::new(src, [addr[0], addr[1], addr[2], addr[3]], key.sport, endpoint.port, key.proto);
-    let Some(draft) = DRAFT.get_ptr_mut(0) else { return Err(Reason::HelperFailed) };
-    // SAFETY: the pointer is to this CPU's own slot, which nothing else uses while the program runs.
-    let draft = unsafe { &mut *draft };
-    let client = client_hop(key.src);
-    let now = now();
+    to.src = if keeps { key.src } else { snat_address(config, hash) };
+    to.dst = [addr[0], addr[1], addr[2], addr[3]];
+    to.sport = key.sport;
+    to.dport = endpoint.port;
     let flags = flow::FORWARD | if local { flow::LOCAL } else { 0 } | if keeps { flow::ROUTED } else { 0 };
     let mut attempt = 0;
     while attempt < SNAT_ATTEMPTS {
         // A client that keeps its address also keeps its port, unless it uses that port towards two VIPs of one endpoint.
         if !keeps || attempt > 0 {
-            let offset = (hash & 0xffff).wrapping_add(attempt) % ports;
-            to.sport = (config.snat_port.wrapping_add(offset as u16)).to_be_bytes();
+            let offset = hash::port_candidate(hash, attempt, config.snat_ports);
+            to.sport = config.snat_port.wrapping_add(offset).to_be_bytes();
         }
         attempt += 1;
-        draft.forward = translate::record(key, &to);
-        let forward = &mut draft.forward;
-        forward.seen = now;
-        forward.checked = now;
-        forward.created = now;
+        translate::set_record(forward, key, to);
+        forward.seen = now();
+        forward.checked = forward.seen;
+        forward.created = forward.seen;
         forward.endpoint = index;
         forward.generation = endpoint.generation;
         forward.service = service.id;
         forward.flags = flags;
         forward.view = view as u8;
-        draft.reverse = translate::twin(key, forward);
-        draft.reverse.nexthop = client;
-        let reverse_key = forward.twin(key.proto);
-        match FLOWS4.insert(reverse_key, &draft.reverse, u64::from(BPF_NOEXIST)) {
+        translate::set_twin(reverse, key, forward);
+        reverse.nexthop = client_hop(key.src);
+        set_twin_key(back, forward, key.proto);
+        match FLOWS4.insert(&*back, &*reverse, u64::from(BPF_NOEXIST)) {
             Ok(()) => {}
-            Err(EEXIST) => match get(&reverse_key) {
+            Err(EEXIST) => match get(back) {
                 // Ours: the forward record was lost, or its conversation is over.
-                Some(old) if translate::same(old, &draft.reverse) => *old = draft.reverse,
+                Some(old) if translate::same(old, reverse) => *old = *reverse,
                 _ => continue,
             },
             Err(_) => return Err(Reason::FlowTableFull),
         }
-        if FLOWS4.insert(key, &draft.forward, u64::from(BPF_ANY)).is_err() {
-            let _ = FLOWS4.remove(reverse_key);
+        if FLOWS4.insert(key, &*forward, u64::from(BPF_ANY)).is_err() {
+            let _ = FLOWS4.remove(&*back);
             return Err(Reason::FlowTableFull);
         }
         count(Reason::FlowCreated);
@@ -216,7 +235,8 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
 
 #[inline(always)]
 fn snat_address(config: &Config, hash: u32) -> [u8; 4] {
-    let index = (hash >> 16).checked_rem(config.snat4_len).unwrap_or(0);
+    // The upper half of the hash decides the port.
+    let index = (hash & 0xffff).checked_rem(config.snat4_len).unwrap_or(0);
     // The verifier does not follow a remainder's bound; it does follow a mask's.
     let index = core::hint::black_box(index) as usize & (MAX_SNAT_ADDRESSES - 1);
     config.snat4[index]

@@ -108,7 +108,8 @@ fn carry<F: Frame>(frame: &mut F, role: Role, packet: &Packet4) -> Verdict {
         return verdict;
     }
     let mut found = flows::find(role, packet);
-    if let Found::Miss = found {
+    if let Found::Miss | Found::Moved = found {
+        let moved = matches!(found, Found::Moved);
         if role != Role::Uplink {
             return ours_not(role, Reason::NotOurs);
         }
@@ -116,12 +117,15 @@ fn carry<F: Frame>(frame: &mut F, role: Role, packet: &Packet4) -> Verdict {
             Begun::Flow => found = flows::find(role, packet),
             Begun::Verdict(verdict) => return verdict,
         }
+        if moved {
+            count(Reason::FlowMoved);
+        }
     }
     match found {
         Found::Flow(flow, hop) => send::known(frame, config, role, packet, flow, hop),
         Found::Gone => reject::gone(frame, config, packet),
         // Begun and lost again: another CPU or the agent removed it. The sender will try again.
-        Found::Miss => discard(Reason::HelperFailed),
+        Found::Miss | Found::Moved => discard(Reason::HelperFailed),
     }
 }
 

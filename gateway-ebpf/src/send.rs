@@ -39,17 +39,13 @@ const AF_INET: u32 = 2;
 const LOOPBACK: u32 = 1;
 const AF_INET6: u32 = 10;
 
-/// Where a packet leaves.
+/// Where a packet leaves from TC.
 #[derive(Clone, Copy)]
 enum Way {
-    /// By this interface, with these MACs.
-    Frame(&'static NextHop),
     /// By this interface; the kernel resolves and writes the MACs.
     Neighbour(u32, [u8; 16], bool),
     /// By this interface, which has none.
     Bare(u32),
-    /// Not from here: TC can.
-    Tc(Reason),
     /// It does not fit; this would.
     TooBig(u16),
     /// Nowhere.
@@ -86,22 +82,72 @@ pub fn known<F: Frame>(
         let whole = services::whole(packet);
         return reject::icmp(frame, config, &whole, Some(packet), (Error::TIME_EXCEEDED, Reason::TtlExceeded));
     }
-    let way = if hop == 0 { unknown(frame, packet, flow) } else { resolved(frame, packet, hop) };
+    if F::XDP { by_xdp(frame, config, packet, flow, hop, done) } else { by_tc(frame, config, packet, flow, hop, done) }
+}
+
+/// Translates and sends, when this tier can do it alone.
+#[inline(always)]
+fn by_xdp<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    packet: &Packet4,
+    flow: &mut Flow4,
+    hop: u32,
+    done: Reason,
+) -> Verdict {
+    const READY: u16 = nexthop::RESOLVED | nexthop::XDP;
+    // Without a next hop the routes decide, and XDP cannot know whether the interface found takes its frames.
+    let Some(hop) = next_hop(hop) else { return pass(Reason::NextHopTc) };
+    if hop.ifindex == 0 {
+        return discard(Reason::NoRoute);
+    }
+    if hop.flags & (READY | nexthop::NO_L2) != READY {
+        return pass(Reason::NextHopTc);
+    }
+    if !fits(frame, packet, hop) {
+        return pass(Reason::TooBigTc);
+    }
+    if let Err(reason) = translate(frame, packet, flow, true) {
+        return discard(reason);
+    }
+    flows::touch(packet, flow, hz(config));
+    let Some(eth) = frame.at::<Ethernet>(0) else { return discard(REFUSED) };
+    *eth = Ethernet { dst: hop.dst, src: hop.src, kind: ETHERTYPE_IPV4 };
+    count(done);
+    redirect(hop.ifindex);
+    Verdict::Redirect
+}
+
+/// Translates and sends, wherever the way leads.
+#[inline(always)]
+fn by_tc<F: Frame>(
+    frame: &mut F,
+    config: &Config,
+    packet: &Packet4,
+    flow: &mut Flow4,
+    hop: u32,
+    done: Reason,
+) -> Verdict {
+    let way = if hop == 0 { routed(frame, packet, flow) } else { resolved(frame, packet, hop) };
     match way {
-        Way::Tc(reason) => return pass(reason),
         Way::Not => return discard(Reason::NoRoute),
         Way::TooBig(mtu) => {
             let whole = services::whole(packet);
             return reject::icmp(frame, config, &whole, Some(packet), (Error::too_big(mtu), Reason::TooBig));
         }
-        Way::Frame(_) | Way::Neighbour(..) | Way::Bare(_) => {}
+        Way::Neighbour(..) | Way::Bare(_) => {}
     }
     if let Err(reason) = translate(frame, packet, flow, true) {
         return discard(reason);
     }
     flows::touch(packet, flow, hz(config));
     count(done);
-    leave(frame, way)
+    match way {
+        Way::Neighbour(ifindex, via, v6) => neighbour(ifindex, &via, v6),
+        Way::Bare(ifindex) => redirect(ifindex),
+        Way::TooBig(_) | Way::Not => {}
+    }
+    Verdict::Redirect
 }
 
 /// Rewrites the headers.
@@ -115,40 +161,34 @@ fn translate<F: Frame>(frame: &mut F, packet: &Packet4, flow: &Flow4, hop: bool)
     Ok(())
 }
 
-/// The way by a next hop that the agent has found.
+/// A next hop that the agent has found.
+#[inline(always)]
+fn next_hop(index: u32) -> Option<&'static NextHop> {
+    if index == 0 {
+        return None;
+    }
+    // SAFETY: elements of an array map live as long as the program; the agent's writes change plain bytes.
+    NEXTHOPS.get_ptr(index).map(|hop| unsafe { &*hop })
+}
+
+#[inline(always)]
+fn fits<F: Frame>(frame: &F, packet: &Packet4, hop: &NextHop) -> bool {
+    hop.mtu == 0 || frame.wire_len(packet) <= u32::from(hop.mtu)
+}
+
+/// The way by that next hop.
 #[inline(always)]
 fn resolved<F: Frame>(frame: &F, packet: &Packet4, index: u32) -> Way {
-    // SAFETY: elements of an array map live as long as the program; the agent's writes change plain bytes.
-    let Some(hop) = NEXTHOPS.get_ptr(index).map(|hop| unsafe { &*hop }) else { return Way::Not };
-    if hop.ifindex == 0 {
-        return Way::Not;
-    }
-    let fits = hop.mtu == 0 || frame.wire_len(packet) <= u32::from(hop.mtu);
-    if F::XDP {
-        const READY: u16 = nexthop::RESOLVED | nexthop::XDP;
-        return if hop.flags & (READY | nexthop::NO_L2) != READY {
-            Way::Tc(Reason::NextHopTc)
-        } else if !fits {
-            Way::Tc(Reason::TooBigTc)
-        } else {
-            Way::Frame(hop)
-        };
-    }
-    if !fits {
-        Way::TooBig(hop.mtu)
-    } else if hop.flags & nexthop::NO_L2 != 0 {
-        Way::Bare(hop.ifindex)
-    } else {
-        Way::Neighbour(hop.ifindex, hop.via, hop.flags & nexthop::V6 != 0)
+    match next_hop(index) {
+        None => Way::Not,
+        Some(hop) if hop.ifindex == 0 => Way::Not,
+        Some(hop) if !fits(frame, packet, hop) => Way::TooBig(hop.mtu),
+        Some(hop) if hop.flags & nexthop::NO_L2 != 0 => Way::Bare(hop.ifindex),
+        Some(hop) => Way::Neighbour(hop.ifindex, hop.via, hop.flags & nexthop::V6 != 0),
     }
 }
 
-/// The way that the kernel's routes say. XDP leaves that to TC: it cannot know whether the interface takes its frames.
-#[inline(always)]
-fn unknown<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
-    if F::XDP { Way::Tc(Reason::NextHopTc) } else { routed(frame, packet, flow) }
-}
-
+/// The way that the kernel's routes say.
 #[inline(never)]
 fn routed<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
     // SAFETY: the struct is integers and unions of them; all zero is a value of it.
@@ -178,28 +218,6 @@ fn routed<F: Frame>(frame: &F, packet: &Packet4, flow: &Flow4) -> Way {
         // SAFETY: the kernel has written the MTU there.
         BPF_FIB_LKUP_RET_FRAG_NEEDED => Way::TooBig(unsafe { params.__bindgen_anon_1.mtu_result }),
         _ => Way::Not,
-    }
-}
-
-/// Sends the translated frame.
-#[inline(always)]
-fn leave<F: Frame>(frame: &mut F, way: Way) -> Verdict {
-    match way {
-        Way::Frame(hop) => {
-            let Some(eth) = frame.at::<Ethernet>(0) else { return discard(REFUSED) };
-            *eth = Ethernet { dst: hop.dst, src: hop.src, kind: ETHERTYPE_IPV4 };
-            redirect(hop.ifindex);
-            Verdict::Redirect
-        }
-        Way::Bare(ifindex) => {
-            redirect(ifindex);
-            Verdict::Redirect
-        }
-        Way::Neighbour(ifindex, via, v6) => {
-            neighbour(ifindex, &via, v6);
-            Verdict::Redirect
-        }
-        Way::Tc(_) | Way::TooBig(_) | Way::Not => Verdict::Drop,
     }
 }
 
