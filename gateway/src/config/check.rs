@@ -93,7 +93,7 @@ pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
         .at("http")?;
     values::log_filter(&file.log).at("log")?;
     let datapath = datapath(&file.datapath)?;
-    let dns = dns(&file.dns)?;
+    let dns = dns(&file.dns, base)?;
     Ok(Config {
         uplinks,
         cluster_interfaces,
@@ -190,7 +190,7 @@ fn source(source: &file::Source, base: &Path) -> Checked<Source> {
     }
 }
 
-fn dns(dns: &file::Dns) -> Checked<Dns> {
+fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     let listen = list("dns.listen", &dns.listen, values::listener)?;
     if listen.len() > MAX_DNS_ADDRESSES {
         return problem("dns.listen", format!("too many addresses: give at most {MAX_DNS_ADDRESSES}"));
@@ -220,8 +220,9 @@ fn dns(dns: &file::Dns) -> Checked<Dns> {
     Ok(Dns {
         listen,
         cluster_domain,
-        upstreams: list("dns.upstreams", &dns.upstreams, values::upstream)?,
+        upstreams: list("dns.upstreams", &dns.upstreams, values::server)?,
         forward,
+        ca_file: dns.tls.ca_file.as_ref().map(|path| base.join(path)),
         cache,
     })
 }

@@ -54,6 +54,7 @@ impl Config {
                     to: rule.to.clone(),
                 })
                 .collect(),
+            ca_file: self.dns.ca_file.clone(),
             cache: CacheConfig {
                 entries: usize::try_from(entries).unwrap_or(usize::MAX),
                 max_ttl,

@@ -135,6 +135,7 @@ pub(super) struct Dns {
     pub cluster_domain: String,
     pub upstreams: Vec<String>,
     pub forward: Vec<Forward>,
+    pub tls: Tls,
     pub cache: Cache,
 }
 
@@ -145,6 +146,7 @@ impl Default for Dns {
             cluster_domain: "cluster.local".to_owned(),
             upstreams: Vec::new(),
             forward: vec![Forward { zone: ".".to_owned(), to: Vec::new() }],
+            tls: Tls::default(),
             cache: Cache::default(),
         }
     }
@@ -156,6 +158,12 @@ pub(super) struct Forward {
     pub zone: String,
     #[serde(default)]
     pub to: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Tls {
+    pub ca_file: Option<String>,
 }
 
 /// `dns.cache`; times in seconds.

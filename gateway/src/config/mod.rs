@@ -17,7 +17,10 @@ use ipnet::IpNet;
 
 pub use file::{Cache, Deny, ReturnPath, Strangers};
 
-use crate::kernel::{Mode, Timeouts};
+use crate::{
+    dns::Upstream,
+    kernel::{Mode, Timeouts},
+};
 
 /// Why a config cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +84,7 @@ pub struct Forward {
     /// The zone, lower case, without the last dot; the root is empty.
     pub zone: String,
     /// The servers; empty: refused.
-    pub to: Vec<SocketAddr>,
+    pub to: Vec<Upstream>,
 }
 
 /// `dns`.
@@ -95,6 +98,8 @@ pub struct Dns {
     pub upstreams: Vec<SocketAddr>,
     /// Zone rules; the longest zone decides.
     pub forward: Vec<Forward>,
+    /// Certificate authorities for servers over TLS, beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// The cache's limits.
     pub cache: Cache,
 }

@@ -74,8 +74,9 @@ dns:
   clusterDomain: K8s.Example.
   upstreams: [10.1.0.10, "10.1.0.10:5353"]
   forward:
-    - {zone: ".", to: [9.9.9.9, "[2620:fe::fe]:53"]}
+    - {zone: ".", to: [9.9.9.9, "[2620:fe::fe]:53", "tls://9.9.9.9#DNS.quad9.net", "tls://[::9]:8853"]}
     - {zone: Corp.Example., to: []}
+  tls: {caFile: own.pem}
   cache: {entries: 10, maxTtl: 20, negativeTtl: 30, stale: 40}
 datapath:
   mode: tc
@@ -95,6 +96,9 @@ log: gateway=debug,info
     assert_eq!(config.dns.cluster_domain, "k8s.example");
     assert_eq!(config.dns.listen[2].to_string(), "[fd00::2]:53");
     assert_eq!(config.dns.forward[0].to[1].to_string(), "[2620:fe::fe]:53");
+    assert_eq!(config.dns.forward[0].to[2].to_string(), "tls://9.9.9.9:853#dns.quad9.net");
+    assert_eq!(config.dns.forward[0].to[3].to_string(), "tls://[::9]:8853#::9");
+    assert_eq!(config.dns.ca_file.as_deref(), Some(Path::new("/etc/gateway/own.pem")));
     assert_eq!(config.dns.forward[1], Forward { zone: "corp.example".to_owned(), to: Vec::new() });
     let settings = config.settings(Sizes::default(), &config.service_cidrs, &config.dns.listen);
     assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
@@ -182,10 +186,13 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("dns: {clusterDomain: .}"), &["dns.clusterDomain", "root"]),
         (with("dns: {clusterDomain: a..b}"), &["dns.clusterDomain", "a..b"]),
         (with("dns: {upstreams: [\"10.1.0.10:0\"]}"), &["dns.upstreams[0]", "port 0"]),
+        (with("dns: {upstreams: [\"tls://9.9.9.9#dns.quad9.net\"]}"), &["dns.upstreams[0]", "tls", "10.1.0.10"]),
         (
-            with("dns: {forward: [{zone: ., to: [\"tls://9.9.9.9#dns.quad9.net\"]}]}"),
-            &["dns.forward[0].to[0]", "not built yet", "9.9.9.9"],
+            with("dns: {forward: [{zone: ., to: [\"tls://dns.quad9.net\"]}]}"),
+            &["dns.forward[0].to[0]", "not an address"],
         ),
+        (with("dns: {forward: [{zone: ., to: [\"tls://9.9.9.9#\"]}]}"), &["dns.forward[0].to[0]", "certificate"]),
+        (with("dns: {tls: {ca: a}}"), &["dns.tls.ca: unknown key", "caFile"]),
         (with("dns: {forward: [{zone: ., to: [\"https://a\"]}]}"), &["dns.forward[0].to[0]", "https"]),
         (with("dns: {forward: [{zone: .}, {zone: a b}]}"), &["dns.forward[1].zone", "a b"]),
         (with("dns: {forward: [{zone: a.b}, {zone: A.b.}]}"), &["dns.forward[1].zone", "two rules"]),

@@ -7,6 +7,8 @@ use std::{
 
 use ipnet::IpNet;
 
+use crate::dns::Upstream;
+
 /// A prefix whose host bits are zero.
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
     let net: IpNet = match (text.parse(), text.parse::<IpAddr>()) {
@@ -38,10 +40,14 @@ pub(super) fn listener(text: &str) -> Result<SocketAddr, String> {
 
 /// `9.9.9.9`, `9.9.9.9:5353`, `2620:fe::fe`, `[2620:fe::fe]:53`; the port is 53 unless given.
 fn socket(text: &str) -> Result<SocketAddr, String> {
+    socket_or(text, 53)
+}
+
+fn socket_or(text: &str, port: u16) -> Result<SocketAddr, String> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let address = match (text.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
         (Ok(address), _) => address,
-        (Err(_), Ok(ip)) => SocketAddr::new(ip, 53),
+        (Err(_), Ok(ip)) => SocketAddr::new(ip, port),
         (Err(_), Err(_)) => {
             return Err(format!("`{text}` is not an address: write one like 9.9.9.9, 9.9.9.9:53 or [2620:fe::fe]:53"));
         }
@@ -52,21 +58,44 @@ fn socket(text: &str) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
-/// A server that queries are sent to.
-pub(super) fn upstream(text: &str) -> Result<SocketAddr, String> {
-    if let Some(rest) = text.strip_prefix("tls://") {
-        let host = rest.split(['#', '@']).next().unwrap_or(rest);
-        return Err(format!(
-            "`{text}`: DNS over TLS is not built yet: give the server's plain address, like {}",
-            socket(host).map_or_else(|_error| "9.9.9.9".to_owned(), |address| address.ip().to_string())
-        ));
-    }
+/// A server that queries are sent to in the clear.
+pub(super) fn server(text: &str) -> Result<SocketAddr, String> {
     if let Some((scheme, _)) = text.split_once("://") {
-        return Err(format!("`{text}`: scheme `{scheme}` is not known: write an address like 9.9.9.9 or 9.9.9.9:53"));
+        return Err(format!("`{text}`: `{scheme}` is not for here: write an address like 10.1.0.10 or 10.1.0.10:53"));
     }
     let address = socket(text)?;
     unicast(&address.ip().to_string())?;
     Ok(address)
+}
+
+/// A server of a zone rule: as [`server`], or `tls://ADDRESS#NAME` for DNS over TLS, port 853 unless given. Without a name the
+/// certificate must be for the address.
+pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
+    let Some(rest) = text.strip_prefix("tls://") else {
+        return match text.split_once("://") {
+            Some((scheme, _)) => Err(format!(
+                "`{text}`: scheme `{scheme}` is not known: write an address like 9.9.9.9 or tls://9.9.9.9#dns.quad9.net"
+            )),
+            None => server(text).map(Upstream::from),
+        };
+    };
+    let (host, name) = rest.split_once('#').map_or((rest, None), |(host, name)| (host, Some(name)));
+    let address = socket_or(host, 853).map_err(|why| format!("`{text}`: {why}"))?;
+    unicast(&address.ip().to_string())?;
+    let name = match name {
+        Some(name) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            if name.parse::<IpAddr>().is_err() && domain(name, 255).is_err() {
+                return Err(format!(
+                    "`{text}`: `{name}` is no host name: behind # stands the name in the server's certificate, like \
+                     tls://9.9.9.9#dns.quad9.net"
+                ));
+            }
+            name.to_ascii_lowercase()
+        }
+        None => address.ip().to_string(),
+    };
+    Ok(Upstream { addr: address, tls: Some(name.into()) })
 }
 
 /// A domain name: lower case, without the last dot; the root is empty. `room` is the longest wire form allowed.

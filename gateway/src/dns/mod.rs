@@ -3,7 +3,7 @@
 //! One query's way through here: [`server`] takes it from a socket, [`forwarder`] asks the [`zone`], then the [`cache`], then the
 //! servers of the zone rule ([`rules`], [`upstream`]). What was learnt goes through [`learn`] into the cache and into the kernel.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use gateway_common::{
     dns::build::BuildError,
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 pub mod cache;
 pub mod clock;
+pub mod errors;
 pub mod forwarder;
 pub mod learn;
 pub mod name;
@@ -29,6 +30,7 @@ pub mod zone;
 mod resolver;
 
 pub use resolver::{Resolver, ResolverHandle};
+pub use upstream::{Upstream, tls::TrustError};
 
 /// The kernel's answers, as the zone and the cache see them. The kernel module implements it over the BPF maps; with
 /// `datapath.mode: off` and in tests it is a table in memory or nothing.
@@ -79,7 +81,7 @@ pub struct ForwardRule {
     /// The zone: `.`, `example.org`, with or without the last dot.
     pub zone: String,
     /// Servers, asked in this order; none: refused.
-    pub to: Vec<SocketAddr>,
+    pub to: Vec<Upstream>,
 }
 
 /// `dns.cache`.
@@ -114,6 +116,8 @@ pub struct DnsConfig {
     pub zone_negative_ttl: u32,
     /// Zone rules for names outside the cluster zone; a name without a rule is refused.
     pub forward: Vec<ForwardRule>,
+    /// `dns.tls.caFile`: authorities for servers over TLS, beside the system's.
+    pub ca_file: Option<PathBuf>,
     /// The cache of learnt answers.
     pub cache: CacheConfig,
     /// The views' prefixes; index = view number.
@@ -130,6 +134,7 @@ impl Default for DnsConfig {
             ttl: 30,
             zone_negative_ttl: 30,
             forward: Vec::new(),
+            ca_file: None,
             cache: CacheConfig::default(),
             views: Vec::new(),
             limits: Limits::default(),
@@ -207,8 +212,11 @@ pub enum DnsError {
         /// Which rule.
         index: usize,
         /// The server.
-        server: SocketAddr,
+        server: Upstream,
     },
+    /// A server that cannot be spoken to over TLS.
+    #[error("dns.forward: {0}")]
+    Tls(#[from] TrustError),
     /// Two rules for one zone.
     #[error("dns.forward[{index}].zone: {zone:?} has a rule already: merge their servers into one rule")]
     DuplicateZone {

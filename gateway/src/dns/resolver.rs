@@ -18,6 +18,7 @@ use super::{
     rules::Rules,
     server::{Listener, Server},
     stats::{Counters, Snapshot, Stats},
+    upstream::tls::Trust,
     views::ViewTable,
     zone::{ALL_VIEWS, Zone, ZoneConfig},
 };
@@ -48,7 +49,7 @@ impl Resolver {
             listeners.push(Listener::bind(*addr).await?);
         }
         let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
-        let rules = Rules::new(&config.forward, &addresses)?;
+        let rules = Rules::new(&config.forward, &Trust::new(config.ca_file.clone()), &addresses, None)?;
         let stats = Arc::new(Stats::default());
         let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

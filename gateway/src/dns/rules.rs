@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{DnsError, ForwardRule, name, upstream::Server};
+use super::{
+    DnsError, ForwardRule, name,
+    upstream::{Server, Upstream, tls::Trust},
+};
 
 /// The rules, by zone.
 #[derive(Debug, Default)]
@@ -16,31 +19,36 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// From the config. A server that several rules name is one server: its health is known once.
+    /// From the config. A server that several rules name is one server: its health is known once. Servers of `before` stay what they
+    /// are, with their health and their sessions.
     ///
     /// # Errors
-    /// Names that are none, two rules for one zone, the gateway as its own server.
-    pub fn new(rules: &[ForwardRule], listen: &[SocketAddr]) -> Result<Self, DnsError> {
+    /// Names that are none, two rules for one zone, the gateway as its own server, TLS without what it needs.
+    pub fn new(
+        rules: &[ForwardRule],
+        trust: &Trust,
+        listen: &[SocketAddr],
+        before: Option<&Self>,
+    ) -> Result<Self, DnsError> {
         let mut all = Self::default();
-        let mut known: HashMap<SocketAddr, Arc<Server>> = HashMap::new();
+        let mut known: HashMap<&Upstream, Arc<Server>> = HashMap::new();
+        let kept = |to: &Upstream| before?.servers.iter().find(|server| server.upstream() == to).cloned();
         for (index, rule) in rules.iter().enumerate() {
             let zone = name::from_text(&rule.zone)
                 .ok_or_else(|| DnsError::Name { key: format!("dns.forward[{index}].zone"), name: rule.zone.clone() })?;
-            if let Some(&server) = rule.to.iter().find(|server| is_own(**server, listen)) {
-                return Err(DnsError::Loop { index, server });
+            if let Some(server) = rule.to.iter().find(|server| is_own(server.addr, listen)) {
+                return Err(DnsError::Loop { index, server: server.clone() });
             }
-            let servers = rule
-                .to
-                .iter()
-                .map(|addr| {
-                    let server = known.entry(*addr).or_insert_with(|| {
-                        let server = Arc::new(Server::new(*addr));
-                        all.servers.push(Arc::clone(&server));
-                        server
-                    });
-                    Arc::clone(server)
-                })
-                .collect();
+            let mut servers = Vec::with_capacity(rule.to.len());
+            for to in &rule.to {
+                if !known.contains_key(to) {
+                    let server = kept(to).map_or_else(|| Server::new(to.clone(), trust).map(Arc::new), Ok)?;
+                    all.servers.push(Arc::clone(&server));
+                    known.insert(to, server);
+                }
+                servers.push(Arc::clone(&known[to]));
+            }
+            let servers = servers.into();
             if all.zones.insert(zone, servers).is_some() {
                 return Err(DnsError::DuplicateZone { index, zone: rule.zone.clone() });
             }
@@ -51,6 +59,11 @@ impl Rules {
     /// The servers for a name; `None` (or none in it): refused.
     pub fn servers_for(&self, name: &[u8]) -> Option<&Arc<[Arc<Server>]>> {
         name::upwards(name).find_map(|zone| self.zones.get(zone)).filter(|servers| !servers.is_empty())
+    }
+
+    /// The zone of the rule for a name.
+    pub fn zone_of<'a>(&self, name: &'a [u8]) -> Option<&'a [u8]> {
+        name::upwards(name).find(|zone| self.zones.contains_key(*zone))
     }
 
     /// Every server, in the order of the config.
@@ -78,12 +91,17 @@ mod tests {
     use super::*;
 
     fn rule(zone: &str, to: &[&str]) -> ForwardRule {
-        ForwardRule { zone: zone.to_owned(), to: to.iter().map(|a| a.parse().expect("address")).collect() }
+        ForwardRule {
+            zone: zone.to_owned(),
+            to: to.iter().map(|a| a.parse::<SocketAddr>().expect("address").into()).collect(),
+        }
     }
 
     fn addresses(rules: &Rules, name: &str) -> Vec<String> {
         let name = name::from_text(name).expect("name");
-        rules.servers_for(&name).map_or_else(Vec::new, |servers| servers.iter().map(|s| s.addr().to_string()).collect())
+        rules
+            .servers_for(&name)
+            .map_or_else(Vec::new, |servers| servers.iter().map(|s| s.upstream().to_string()).collect())
     }
 
     #[test]
@@ -94,7 +112,9 @@ mod tests {
                 rule("Example.ORG.", &["192.0.2.2:53", "192.0.2.1:53"]),
                 rule("secret.example.org", &[]),
             ],
+            &Trust::default(),
             &[],
+            None,
         )
         .expect("rules");
         assert_eq!(addresses(&rules, "www.example.org"), ["192.0.2.2:53", "192.0.2.1:53"]);
@@ -108,7 +128,7 @@ mod tests {
     fn a_rule_that_cannot_be_is_named() {
         let error = |rules: &[ForwardRule], listen: &[&str]| {
             let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().expect("address")).collect();
-            Rules::new(rules, &listen).expect_err("an error").to_string()
+            Rules::new(rules, &Trust::default(), &listen, None).expect_err("an error").to_string()
         };
         let twice = error(&[rule("a.org", &[]), rule("A.org.", &[])], &[]);
         assert!(twice.contains("dns.forward[1].zone") && twice.contains("A.org."), "{twice}");
@@ -118,6 +138,8 @@ mod tests {
         assert!(circle.contains("dns.forward[0].to") && circle.contains("127.0.0.1:5353"), "{circle}");
         let circle = error(&[rule(".", &["127.0.0.1:5353"])], &["0.0.0.0:5353"]);
         assert!(circle.contains("in circles"), "{circle}");
-        assert!(Rules::new(&[rule(".", &["192.0.2.1:53"])], &["0.0.0.0:53".parse().expect("address")]).is_ok());
+        let elsewhere = [rule(".", &["192.0.2.1:53"])];
+        let everywhere = ["0.0.0.0:53".parse().expect("address")];
+        assert!(Rules::new(&elsewhere, &Trust::default(), &everywhere, None).is_ok());
     }
 }

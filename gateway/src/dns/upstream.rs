@@ -1,31 +1,61 @@
-//! Questions to other DNS servers: UDP from a fresh port each, TCP when the answer was cut; what does not match the question is
-//! not an answer.
+//! Questions to other DNS servers, and how these are doing: in the clear ([`plain`]) or over TLS ([`tls`]); what does not match the
+//! question is not an answer ([`message`]).
+
+mod message;
+mod plain;
+pub mod tls;
 
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    fmt,
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use gateway_common::{limits::DNS_MAX_UDP, maps::dns_key};
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use serde::Serialize;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
-    time::{Instant, timeout_at},
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::rdata::opt::EdnsOption,
 };
+use serde::Serialize;
+use tokio::time::Instant;
 
 use super::clock;
+use message::Opt;
+use tls::{Channel, Trust, TrustError};
+
+/// Where a server is, and how it is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// Its address.
+    pub addr: SocketAddr,
+    /// Over TLS: the name, or the address, that its certificate must be for.
+    pub tls: Option<Arc<str>>,
+}
+
+impl From<SocketAddr> for Upstream {
+    fn from(addr: SocketAddr) -> Self {
+        Self { addr, tls: None }
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tls {
+            Some(name) => write!(f, "tls://{}#{name}", self.addr),
+            None => self.addr.fmt(f),
+        }
+    }
+}
 
 /// How long one server may take to answer over UDP before the next one is asked.
 const UDP_PATIENCE: Duration = Duration::from_millis(1500);
 /// How long a TCP exchange may take after a cut answer.
 const TCP_PATIENCE: Duration = Duration::from_millis(3000);
+/// How long an answer over TLS may take, a new session included: three round trips and the server's own work.
+const TLS_PATIENCE: Duration = Duration::from_millis(2000);
 /// How long all servers together may take: below the five seconds after which stub resolvers give up.
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// A question is asked at least this often before it fails for want of an answer: datagrams get lost.
@@ -49,16 +79,23 @@ pub struct Ask {
 pub enum ExchangeError {
     /// Nothing that matches the question came in time.
     #[error("{0}: no answer in time")]
-    Timeout(SocketAddr),
-    /// The socket said no.
+    Timeout(Upstream),
+    /// It cannot be reached, or proved to be the one that was meant.
     #[error("{0}: {1}")]
-    Io(SocketAddr, #[source] io::Error),
+    Network(Upstream, String),
     /// It answered that it cannot, or will not.
-    #[error("{0} answered {1}")]
-    Refused(SocketAddr, ResponseCode),
+    #[error("{server} answered {code}")]
+    Refused {
+        /// Who.
+        server: Upstream,
+        /// What.
+        code: ResponseCode,
+        /// Why, when it said so: the code of an Extended DNS Error.
+        info: Option<u16>,
+    },
     /// It answered over TCP with something that is not an answer to the question.
     #[error("{0}: not an answer to the question")]
-    Mismatch(SocketAddr),
+    Mismatch(Upstream),
     /// There was nobody to ask.
     #[error("no server to ask")]
     Nobody,
@@ -67,7 +104,10 @@ pub enum ExchangeError {
 /// A server and how it has been doing.
 #[derive(Debug)]
 pub struct Server {
-    addr: SocketAddr,
+    upstream: Upstream,
+    /// Over TLS: its session.
+    channel: Option<Channel>,
+    last_error: Mutex<Option<String>>,
     queries: AtomicU64,
     failures: AtomicU64,
     consecutive: AtomicU32,
@@ -79,7 +119,7 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerInfo {
-    /// `ip:port`.
+    /// `ip:port`, or `tls://ip:port#name`.
     pub address: String,
     /// Its last answer was a good one, or it was not asked yet.
     pub healthy: bool,
@@ -89,34 +129,47 @@ pub struct ServerInfo {
     pub failures: u64,
     /// How long its last answer took, in microseconds; 0: none yet.
     pub rtt_us: u64,
+    /// TLS sessions begun.
+    pub sessions: u64,
+    /// Why its last question failed; absent when the last one did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 impl Server {
     /// A server that has not been asked yet.
-    pub fn new(addr: SocketAddr) -> Self {
-        Self {
-            addr,
+    ///
+    /// # Errors
+    /// When it is to be spoken to over TLS and what its certificate must be for is no name.
+    pub fn new(upstream: Upstream, trust: &Trust) -> Result<Self, TrustError> {
+        let channel = upstream.tls.as_deref().map(|name| Channel::new(upstream.addr, name, trust)).transpose()?;
+        Ok(Self {
+            upstream,
+            channel,
+            last_error: Mutex::default(),
             queries: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),
             rtt_us: AtomicU64::new(0),
-        }
+        })
     }
 
-    /// Its address.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
+    /// Where it is.
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
     }
 
     /// Its health, for people.
     pub fn info(&self) -> ServerInfo {
         ServerInfo {
-            address: self.addr.to_string(),
+            address: self.upstream.to_string(),
             healthy: self.consecutive.load(Ordering::Relaxed) == 0,
             queries: self.queries.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             rtt_us: self.rtt_us.load(Ordering::Relaxed),
+            sessions: self.channel.as_ref().map_or(0, Channel::sessions),
+            error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
@@ -126,38 +179,66 @@ impl Server {
     }
 
     fn succeeded(&self, began: Instant) {
-        self.consecutive.store(0, Ordering::Relaxed);
+        if self.consecutive.swap(0, Ordering::Relaxed) > 0 {
+            tracing::info!(server = %self.upstream, "the DNS server answers again");
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.rtt_us.store(us.max(1), Ordering::Relaxed);
     }
 
-    fn failed(&self) {
+    fn failed(&self, error: &ExchangeError) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        self.consecutive.fetch_add(1, Ordering::Relaxed);
         self.failed_at.store(clock::now(), Ordering::Relaxed);
+        let error = error.to_string();
+        if self.consecutive.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(%error, "a DNS server failed: it is asked last for a while");
+        }
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     /// One question to this server: a usable answer, or why there is none.
     async fn ask(&self, ask: &Ask, deadline: Instant) -> Result<Message, ExchangeError> {
         self.queries.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let result = match exchange(self.addr, ask, true, deadline).await {
+        let result = match self.exchange(ask, true, deadline).await {
             // A server from before EDNS (RFC 6891 section 7).
             Ok(answer) if answer.metadata.response_code == ResponseCode::FormErr && answer.edns.is_none() => {
-                exchange(self.addr, ask, false, deadline).await
+                self.exchange(ask, false, deadline).await
             }
             other => other,
         };
         let result = result.and_then(|answer| match answer.metadata.response_code {
             ResponseCode::NoError | ResponseCode::NXDomain => Ok(answer),
-            code => Err(ExchangeError::Refused(self.addr, code)),
+            code => Err(ExchangeError::Refused { server: self.upstream.clone(), code, info: extended_error(&answer) }),
         });
         match &result {
             Ok(_) => self.succeeded(began),
-            Err(_) => self.failed(),
+            Err(error) => self.failed(error),
         }
         result
     }
+
+    async fn exchange(&self, ask: &Ask, edns: bool, end: Instant) -> Result<Message, ExchangeError> {
+        match &self.channel {
+            Some(channel) => {
+                let opt = if edns { Opt::Padded } else { Opt::Absent };
+                channel.ask(&self.upstream, ask, opt, end.min(Instant::now() + TLS_PATIENCE)).await
+            }
+            None => plain::exchange(&self.upstream, ask, if edns { Opt::Plain } else { Opt::Absent }, end).await,
+        }
+    }
+}
+
+/// The code of the first Extended DNS Error in a message.
+fn extended_error(message: &Message) -> Option<u16> {
+    let options = message.edns.as_ref()?.options();
+    options.as_ref().iter().find_map(|(_, option)| match option {
+        EdnsOption::Unknown(code, data) if *code == super::errors::OPTION => {
+            data.first_chunk().map(|code| u16::from_be_bytes(*code))
+        }
+        _ => None,
+    })
 }
 
 /// Asks the servers in turn, those that failed lately last, until one gives a usable answer: NOERROR or NXDOMAIN.
@@ -192,100 +273,4 @@ pub async fn ask(servers: &[Arc<Server>], ask: &Ask, patience: Option<Duration>)
         order = silent;
     }
     Err(last)
-}
-
-async fn exchange(server: SocketAddr, ask: &Ask, edns: bool, end: Instant) -> Result<Message, ExchangeError> {
-    let id = rand::random();
-    let query = encode(id, ask, edns);
-    let deadline = end.min(Instant::now() + UDP_PATIENCE);
-    let answer = match timeout_at(deadline, over_udp(server, id, ask, &query)).await {
-        Ok(answer) => answer.map_err(|error| ExchangeError::Io(server, error))?,
-        Err(_) => return Err(ExchangeError::Timeout(server)),
-    };
-    if !answer.metadata.truncation {
-        return Ok(answer);
-    }
-    let deadline = end.max(Instant::now() + UDP_PATIENCE).min(Instant::now() + TCP_PATIENCE);
-    match timeout_at(deadline, over_tcp(server, &query)).await {
-        Ok(Ok(bytes)) => match_answer(id, ask, &bytes).ok_or(ExchangeError::Mismatch(server)),
-        Ok(Err(error)) => Err(ExchangeError::Io(server, error)),
-        Err(_) => Err(ExchangeError::Timeout(server)),
-    }
-}
-
-/// A socket of its own for each question: the port is as unpredictable as the ID, and only the server can be heard.
-async fn over_udp(server: SocketAddr, id: u16, ask: &Ask, query: &[u8]) -> io::Result<Message> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    socket.connect(server).await?;
-    socket.send(query).await?;
-    let mut buffer = vec![0; 4096];
-    loop {
-        let len = socket.recv(&mut buffer).await?;
-        if let Some(answer) = match_answer(id, ask, &buffer[..len]) {
-            return Ok(answer);
-        }
-    }
-}
-
-async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
-    stream.set_nodelay(true)?;
-    let len = u16::try_from(query.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    stream.write_all(&[&len.to_be_bytes(), query].concat()).await?;
-    let len = stream.read_u16().await?;
-    let mut answer = vec![0; usize::from(len)];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
-}
-
-/// The query in wire format: RD set, CD and DO as the client had them.
-fn encode(id: u16, ask: &Ask, edns: bool) -> Vec<u8> {
-    let cd = if ask.flags & dns_key::CD != 0 { 0x10 } else { 0 };
-    let mut query = Vec::with_capacity(12 + ask.name.len() + 4 + 11);
-    query.extend_from_slice(&id.to_be_bytes());
-    query.extend_from_slice(&[1, cd, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)]);
-    query.extend_from_slice(&ask.name);
-    query.extend_from_slice(&ask.qtype.to_be_bytes());
-    query.extend_from_slice(&[0, 1]);
-    if edns {
-        let dnssec_ok = if ask.flags & dns_key::DO != 0 { 0x80 } else { 0 };
-        query.extend_from_slice(&[0, 0, 41]);
-        query.extend_from_slice(&DNS_MAX_UDP.to_be_bytes());
-        query.extend_from_slice(&[0, 0, dnssec_ok, 0, 0, 0]);
-    }
-    query
-}
-
-/// The message, when it answers this question: a response with the ID and the question asked, the name in whatever case.
-/// A server that cannot read the question may leave it out of its FORMERR, and a cut answer may end anywhere behind the question.
-fn match_answer(id: u16, ask: &Ask, bytes: &[u8]) -> Option<Message> {
-    let header: &[u8; 12] = bytes.first_chunk()?;
-    if header[..2] != id.to_be_bytes() || header[2] & 0xf8 != 0x80 {
-        return None;
-    }
-    if header[4..6] == [0, 0] && header[3] & 0xf == 1 {
-        return Message::from_vec(bytes).ok();
-    }
-    let question = bytes.get(12..12 + ask.name.len() + 4)?;
-    let (name, rest) = question.split_at(ask.name.len());
-    if header[4..6] != [0, 1]
-        || !name.eq_ignore_ascii_case(&ask.name)
-        || rest[..2] != ask.qtype.to_be_bytes()
-        || rest[2..] != [0, 1]
-    {
-        return None;
-    }
-    let cut = header[2] & 2 != 0;
-    let answer = Message::from_vec(bytes).ok().or_else(|| {
-        cut.then(|| {
-            let mut empty = Message::response(id, hickory_proto::op::OpCode::Query);
-            empty.metadata.truncation = true;
-            empty
-        })
-    })?;
-    (answer.metadata.message_type == MessageType::Response).then_some(answer)
 }

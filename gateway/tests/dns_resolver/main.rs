@@ -8,5 +8,6 @@ mod programs;
 mod properties;
 mod recorder;
 mod support;
+mod tls;
 mod transport;
 mod zone;

@@ -14,7 +14,7 @@ use crate::support::{BOTH, DEVELOPER, Lab, a, addresses, config, forward, query_
 
 const WEB: &str = "web.shop.svc.cluster.local";
 
-fn installed(program: &str) -> Option<PathBuf> {
+pub fn installed(program: &str) -> Option<PathBuf> {
     let found = ["/usr/sbin", "/usr/bin", "/usr/local/bin"].map(|dir| Path::new(dir).join(program));
     let found = found.into_iter().find(|path| path.exists());
     if found.is_none() {
@@ -24,20 +24,25 @@ fn installed(program: &str) -> Option<PathBuf> {
 }
 
 /// Unbound as the server of example.org, ended with the test.
-struct Unbound {
+pub struct Unbound {
     child: Child,
-    addr: SocketAddr,
+    pub addr: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl Unbound {
     async fn start() -> Option<Self> {
-        let program = installed("unbound")?;
-        let dir = tempfile::tempdir().expect("a directory");
         let addr = {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
             socket.local_addr().expect("address")
         };
+        Self::start_with(addr, "").await
+    }
+
+    /// With more lines in its `server:` section.
+    pub async fn start_with(addr: SocketAddr, more: &str) -> Option<Self> {
+        let program = installed("unbound")?;
+        let dir = tempfile::tempdir().expect("a directory");
         let many: String =
             (1..=120).map(|i| format!("  local-data: \"many.example.org. 300 A 192.0.2.{i}\"\n")).collect();
         let text = format!(
@@ -47,7 +52,7 @@ impl Unbound {
              2 3 4 20\"\n  local-data: \"www.example.org. 300 A 192.0.2.80\"\n  local-data: \"www.example.org. 300 AAAA \
              2001:db8::80\"\n  local-data: \"www.example.org. 300 TXT 'one' 'two'\"\n  local-data: \"example.org. 300 MX 10 \
              mail.example.org.\"\n  local-data: \"_x._tcp.example.org. 300 SRV 1 2 3 www.example.org.\"\n  local-data: \
-             \"www.example.org. 300 TYPE65400 \\# 4 01020304\"\n{many}remote-control:\n  control-enable: no\n",
+             \"www.example.org. 300 TYPE65400 \\# 4 01020304\"\n{many}{more}remote-control:\n  control-enable: no\n",
             addr.port(),
             dir = dir.path().display(),
         );

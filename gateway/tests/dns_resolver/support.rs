@@ -49,7 +49,7 @@ pub fn config() -> DnsConfig {
 }
 
 pub fn forward(zone: &str, to: &[SocketAddr]) -> ForwardRule {
-    ForwardRule { zone: zone.to_owned(), to: to.to_vec() }
+    ForwardRule { zone: zone.to_owned(), to: to.iter().map(|addr| (*addr).into()).collect() }
 }
 
 impl Lab {

@@ -1,0 +1,68 @@
+//! Over UDP from a fresh port each, and over TCP when the answer was cut.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use hickory_proto::op::Message;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    Ask, ExchangeError, TCP_PATIENCE, UDP_PATIENCE, Upstream,
+    message::{Opt, encode, match_answer},
+};
+
+/// One question and its answer.
+pub(super) async fn exchange(server: &Upstream, ask: &Ask, opt: Opt, end: Instant) -> Result<Message, ExchangeError> {
+    let network = |error: io::Error| ExchangeError::Network(server.clone(), error.to_string());
+    let id = rand::random();
+    let query = encode(id, ask, opt);
+    let deadline = end.min(Instant::now() + UDP_PATIENCE);
+    let answer = match timeout_at(deadline, over_udp(server.addr, id, ask, &query)).await {
+        Ok(answer) => answer.map_err(network)?,
+        Err(_) => return Err(ExchangeError::Timeout(server.clone())),
+    };
+    if !answer.metadata.truncation {
+        return Ok(answer);
+    }
+    let deadline = end.max(Instant::now() + UDP_PATIENCE).min(Instant::now() + TCP_PATIENCE);
+    match timeout_at(deadline, over_tcp(server.addr, &query)).await {
+        Ok(Ok(bytes)) => match_answer(id, ask, &bytes).ok_or_else(|| ExchangeError::Mismatch(server.clone())),
+        Ok(Err(error)) => Err(network(error)),
+        Err(_) => Err(ExchangeError::Timeout(server.clone())),
+    }
+}
+
+/// A socket of its own for each question: the port is as unpredictable as the ID, and only the server can be heard.
+async fn over_udp(server: SocketAddr, id: u16, ask: &Ask, query: &[u8]) -> io::Result<Message> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(server).await?;
+    socket.send(query).await?;
+    let mut buffer = vec![0; 4096];
+    loop {
+        let len = socket.recv(&mut buffer).await?;
+        if let Some(answer) = match_answer(id, ask, &buffer[..len]) {
+            return Ok(answer);
+        }
+    }
+}
+
+async fn over_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    stream.set_nodelay(true)?;
+    let len = u16::try_from(query.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    stream.write_all(&[&len.to_be_bytes(), query].concat()).await?;
+    let len = stream.read_u16().await?;
+    let mut answer = vec![0; usize::from(len)];
+    stream.read_exact(&mut answer).await?;
+    Ok(answer)
+}
