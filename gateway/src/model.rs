@@ -3,6 +3,7 @@
 //! A source sends [`Event`]s; [`Cluster::apply`] keeps the index and says which Services must be planned anew.
 
 mod cluster;
+mod here;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::{
 };
 
 pub use cluster::Cluster;
+pub use here::{Here, Identity};
 use ipnet::IpNet;
 
 /// Namespace and name of an object.
@@ -128,6 +130,12 @@ impl Service {
             ServiceKind::Headless | ServiceKind::ExternalName(_) => &[],
         }
     }
+
+    /// Its external and load-balancer addresses, each possibly several times; none for kinds without a VIP.
+    pub fn outer_ips(&self) -> impl Iterator<Item = IpAddr> {
+        let has_vip = matches!(self.kind, ServiceKind::ClusterIp(_));
+        self.external_ips.iter().chain(&self.load_balancer_ips).copied().filter(move |_| has_vip)
+    }
 }
 
 /// A port of an EndpointSlice.
@@ -160,6 +168,8 @@ pub struct SliceEndpoint {
     pub zone: Option<String>,
     /// `hints.forZones[].name`.
     pub hint_zones: Vec<String>,
+    /// `hints.forNodes[].name`.
+    pub hint_nodes: Vec<String>,
 }
 
 /// An EndpointSlice (or an Endpoints object turned into one).

@@ -5,11 +5,15 @@ mod endpoints;
 mod records;
 #[cfg(test)]
 mod tests;
+mod vips;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use self::endpoints::{Backends, usable};
 pub use self::records::zone_records;
+use self::{
+    endpoints::{Backends, Reach, usable},
+    vips::{Vip, vips},
+};
 use crate::model::{Cluster, ObjectName, Protocol, Service, ServiceKind, ServicePort};
 
 /// An endpoint of a Service port.
@@ -34,7 +38,7 @@ pub struct Frontend {
     pub views: u64,
     /// Endpoints that new flows go to, sorted, without duplicates, of the VIP's family.
     pub endpoints: Vec<Endpoint>,
-    /// Endpoints that keep the flows they have (terminating but serving), sorted.
+    /// Endpoints that keep the flows they have (terminating but serving, or too far for new ones), sorted.
     pub draining: Vec<Endpoint>,
     /// ClientIP affinity in seconds; 0: none.
     pub affinity: u32,
@@ -101,6 +105,19 @@ pub struct PlanConfig {
     pub dns_service: ObjectName,
     /// TTL of zone records in seconds.
     pub ttl: u32,
+    /// Which further addresses of a Service are VIPs.
+    pub vips: VipKinds,
+    /// The gateway's own addresses: never VIPs, whatever a Service says.
+    pub own: Vec<IpAddr>,
+}
+
+/// The addresses of a Service that are VIPs beside its ClusterIPs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipKinds {
+    /// `spec.externalIPs`.
+    pub external: bool,
+    /// `status.loadBalancer.ingress[].ip`.
+    pub load_balancer: bool,
 }
 
 impl PlanConfig {
@@ -139,33 +156,39 @@ impl PlanConfig {
 pub fn plan_service(cluster: &Cluster, name: &ObjectName, config: &PlanConfig) -> Option<ServicePlan> {
     let service = cluster.objects.services.get(name)?;
     let mut problems = Problems::new(name);
-    let vips = vips(cluster, service, &mut problems);
+    let own = vips(cluster, service, config, &mut problems);
+    let vips: Vec<IpAddr> = own.iter().map(|vip| vip.addr).collect();
     let views = config.views_of(&name.namespace);
     let backends = Backends::collect(cluster, service, &vips, &mut problems);
     let ports = ports(service, &mut problems);
     let mut frontends = Vec::with_capacity(vips.len() * ports.len());
-    for vip in &vips {
-        for port in ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
-            frontends.push(frontend(service, *vip, port, views, &backends, config));
+    for vip in &own {
+        for port in ports.iter().filter(|port| port.protocol != Protocol::Sctp && vip.has(port)) {
+            frontends.push(frontend(service, vip, port, views, &backends, config));
         }
     }
     let records = if views == 0 {
         Vec::new()
     } else {
-        records::of(service, &vips, &ports, &backends, views, config, &mut problems)
+        // Names lead to ClusterIPs alone, as in the cluster.
+        let named: Vec<IpAddr> = own.iter().filter(|vip| vip.cluster).map(|vip| vip.addr).collect();
+        records::of(service, &named, &ports, &backends, views, config, &mut problems)
     };
     Some(ServicePlan { vips, views, frontends, records, problems: problems.finish() })
 }
 
 fn frontend(
     service: &Service,
-    vip: IpAddr,
+    vip: &Vip,
     port: &ServicePort,
     views: u64,
     backends: &Backends,
     config: &PlanConfig,
 ) -> Frontend {
-    let (mut endpoints, mut draining) = backends.of_port(port, vip);
+    // The policy is about traffic inside the cluster, which is what comes to a ClusterIP.
+    let reach = if vip.cluster && service.internal_local { Reach::Node } else { Reach::Cluster };
+    let vip = vip.addr;
+    let (mut endpoints, mut draining) = backends.of_port(port, vip, reach);
     let mut dns = false;
     if service.name == config.dns_service && port.port == 53 {
         let listeners = config.listeners(vip);
@@ -176,29 +199,6 @@ fn frontend(
     }
     let affinity = service.affinity.unwrap_or(0);
     Frontend { vip, port: port.port, protocol: port.protocol, views, endpoints, draining, affinity, dns }
-}
-
-/// The addresses that are this Service's to serve.
-fn vips(cluster: &Cluster, service: &Service, problems: &mut Problems) -> Vec<IpAddr> {
-    let ServiceKind::ClusterIp(ips) = &service.kind else { return Vec::new() };
-    if ips.is_empty() {
-        problems.say(
-            "it has no clusterIP yet and cannot be reached by address; in a manifest, write spec.clusterIP".into(),
-        );
-    }
-    let mut vips: Vec<IpAddr> = Vec::with_capacity(ips.len());
-    for ip in ips {
-        match cluster.owner(*ip) {
-            Some(owner) if *owner != service.name => {
-                problems.say(format!(
-                    "its clusterIP {ip} belongs to Service {owner} already; give one of them another address"
-                ));
-            }
-            _ if vips.contains(ip) => {}
-            _ => vips.push(*ip),
-        }
-    }
-    vips
 }
 
 /// The ports that can be served, each number and protocol once.

@@ -46,14 +46,15 @@ impl Owner {
         let config = &state.config;
         interfaces_exist(config)?;
         let listen = super::listen(config);
-        let plan = config.plan_config(&super::reachable(config, &listen));
+        let reachable = super::reachable(config, &listen);
+        let plan = config.plan_config(&reachable);
         if !config.dns.upstreams.is_empty() {
             tracing::warn!("dns.upstreams: not used yet: the cluster's zone is answered as a whole from the source");
         }
         let (sender, mut events) = mpsc::channel(BATCHES);
         let source = source::start(source_config(&config.source), sender).await?;
         let _first = state.source.set(source.status());
-        let mut cluster = Cluster::default();
+        let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
         let dirty = cluster.apply(first);
         let plans: Vec<_> = dirty
@@ -70,6 +71,7 @@ impl Owner {
             bail!("serviceCIDRs: the cluster's API tells none: give them, like [10.96.0.0/12]");
         }
         state.change(|held| held.cidrs.clone_from(&cidrs));
+        look_around(&state, &cluster);
 
         let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs, &listen)?);
         // Loading has told by now when it is the uplinks themselves that are missing.
@@ -125,6 +127,7 @@ impl Owner {
             events.extend(more);
         }
         let dirty = self.cluster.apply(events);
+        look_around(&self.state, &self.cluster);
         self.change(dirty);
     }
 
@@ -219,6 +222,17 @@ impl Owner {
         tokio::task::block_in_place(|| self.datapath.stop())?;
         Ok(())
     }
+}
+
+/// Tells people the gateway's own place in the cluster, when it is news.
+fn look_around(state: &State, cluster: &Cluster) {
+    let here = cluster.here();
+    if state.held(|held| held.here == *here) {
+        return;
+    }
+    let known = |name: &Option<String>| name.clone().unwrap_or_else(|| "unknown".to_owned());
+    tracing::info!(node = known(&here.node), zone = known(&here.zone), "this gateway's own place in the cluster");
+    state.change(|held| held.here.clone_from(here));
 }
 
 fn source_config(source: &Source) -> SourceConfig {

@@ -24,7 +24,7 @@ use crate::{
         report::{self, Counts, Drop, Readiness, Status},
     },
     kernel::{Counters, FlowInfo},
-    model::ObjectName,
+    model::{Here, ObjectName},
     node,
     plan::ServicePlan,
     source::SourceStatus,
@@ -53,6 +53,7 @@ pub(super) struct State {
 pub(super) struct Held {
     pub plans: BTreeMap<ObjectName, ServicePlan>,
     pub cidrs: Vec<IpNet>,
+    pub here: Here,
     /// What the kernel refused, by Service; the owner tries again.
     pub refused: BTreeMap<ObjectName, String>,
     /// What else is wrong, in words.
@@ -173,6 +174,7 @@ impl Agent for State {
 
     fn status(&self) -> Status {
         let readiness = self.readiness();
+        let Here { node, zone } = self.held(|held| held.here.clone());
         let view = |(id, view): (usize, &crate::config::View)| report::View {
             id,
             name: view.name.clone(),
@@ -191,6 +193,8 @@ impl Agent for State {
             views: self.config.views.iter().enumerate().map(view).collect(),
             source: self.source_report(),
             service_cidrs: self.held(|held| held.cidrs.clone()),
+            node,
+            zone,
             cluster_domain: self.config.dns.cluster_domain.clone(),
             dns: super::reachable(&self.config, &self.listen()),
             counts: self.counts(),

@@ -104,6 +104,7 @@ pub(super) fn status(status: &Value) -> String {
         ("mode", cell(&status["mode"])),
         ("addresses", or_dash(cell(&status["addresses"]))),
         ("service CIDRs", or_dash(cell(&status["serviceCIDRs"]))),
+        ("node", format!("{}, zone {}", or_dash(cell(&status["node"])), or_dash(cell(&status["zone"])))),
         ("names", format!("{} on {}", cell(&status["clusterDomain"]), or_dash(cell(&status["dns"])))),
         (
             "source",
@@ -172,27 +173,29 @@ fn section(out: &mut String, table: &Table) {
 
 /// `gateway services`.
 pub(super) fn services(services: &Value) -> String {
-    let mut table = Table::new(&["NAMESPACE", "NAME", "ADDRESS", "PROTO", "ENDPOINTS", "VIEWS"]);
+    let mut table = Table::new(&["NAMESPACE", "NAME", "ADDRESS", "PROTO", "ENDPOINTS", "AFFINITY", "VIEWS"]);
     for service in items(services) {
-        let row = |address: String, protocol: String, endpoints: String| {
+        let row = |address: String, protocol: String, endpoints: String, affinity: String| {
             vec![
                 cell(&service["namespace"]),
                 cell(&service["name"]),
                 address,
                 protocol,
                 endpoints,
+                affinity,
                 or_dash(cell(&service["views"])),
             ]
         };
         let ports = items(&service["ports"]);
         if ports.is_empty() {
-            table.row(row(or_dash(cell(&service["vips"])), "-".to_owned(), "-".to_owned()));
+            table.row(row(or_dash(cell(&service["vips"])), "-".to_owned(), "-".to_owned(), "-".to_owned()));
         }
         for port in ports {
             table.row(row(
                 address(&port["vip"], &port["port"]),
                 cell(&port["protocol"]).to_lowercase(),
                 endpoints(port),
+                if port["affinity"] == 0 { "-".to_owned() } else { span(&port["affinity"]) },
             ));
         }
     }
@@ -313,14 +316,14 @@ mod tests {
         let endpoint = |n: u8| json!({"addr": format!("10.244.1.{n}"), "port": 8080});
         let text = services(&json!([
             {"namespace": "shop", "name": "web", "vips": ["10.1.0.20"], "views": ["developers"], "ports": [
-                {"vip": "10.1.0.20", "port": 80, "protocol": "TCP", "draining": [],
+                {"vip": "10.1.0.20", "port": 80, "protocol": "TCP", "draining": [], "affinity": 10_800,
                  "endpoints": [endpoint(1), endpoint(2), endpoint(3), endpoint(4), endpoint(5)]}]},
             {"namespace": "a", "name": "headless", "vips": [], "views": [], "ports": []},
         ]));
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[1],
-            "shop       web       10.1.0.20:80  tcp    10.244.1.1:8080,10.244.1.2:8080,10.244.1.3:8080,+2  developers"
+            "shop       web       10.1.0.20:80  tcp    10.244.1.1:8080,10.244.1.2:8080,10.244.1.3:8080,+2  3h00m     developers"
         );
         let column = |line: &str, what: &str| line.find(what).unwrap_or_else(|| panic!("{what} is not in {line}"));
         assert_eq!(column(lines[0], "ADDRESS"), column(lines[1], "10.1.0.20:80"));

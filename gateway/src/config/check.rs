@@ -11,7 +11,7 @@ use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
 use ipnet::IpNet;
 
 use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
-use crate::kernel::Timeouts;
+use crate::{kernel::Timeouts, plan::VipKinds};
 
 /// Most flows: 200 bytes of kernel memory each, allocated at start.
 const MAX_FLOWS: u32 = 1 << 24;
@@ -93,6 +93,9 @@ pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
         .at("http")?;
     values::log_filter(&file.log).at("log")?;
     let datapath = datapath(&file.datapath)?;
+    if let Some(node) = &file.node {
+        values::object(node).at("node")?;
+    }
     let dns = dns(&file.dns, base)?;
     Ok(Config {
         uplinks,
@@ -107,6 +110,7 @@ pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
         strangers: file.strangers,
         dns,
         datapath,
+        node: file.node,
         http,
         log: file.log,
     })
@@ -245,7 +249,21 @@ fn datapath(datapath: &file::Datapath) -> Checked<Datapath> {
         Some(path) => Some(pin(path)?),
         None => None,
     };
-    Ok(Datapath { mode: datapath.mode, flows: datapath.flows, pin, timeouts: datapath.timeouts })
+    let vips = vips(&datapath.vips)?;
+    Ok(Datapath { mode: datapath.mode, flows: datapath.flows, pin, timeouts: datapath.timeouts, vips })
+}
+
+fn vips(kinds: &[file::VipKind]) -> Checked<VipKinds> {
+    use file::VipKind::{ClusterIp, ExternalIp, LoadBalancer};
+    for (index, kind) in kinds.iter().enumerate() {
+        if kinds[..index].contains(kind) {
+            return problem(format!("datapath.vips[{index}]"), "is there twice: remove one");
+        }
+    }
+    if !kinds.contains(&ClusterIp) {
+        return problem("datapath.vips", "lacks clusterIP, where the cluster's names lead: add it");
+    }
+    Ok(VipKinds { external: kinds.contains(&ExternalIp), load_balancer: kinds.contains(&LoadBalancer) })
 }
 
 fn pin(path: &str) -> Checked<PathBuf> {

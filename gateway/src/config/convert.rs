@@ -8,7 +8,8 @@ use super::{Cache, Config, Deny, ReturnPath, Strangers};
 use crate::{
     dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
     kernel::{Settings, Sizes},
-    model::ObjectName,
+    model::{Identity, ObjectName},
+    node,
     plan::PlanConfig,
 };
 
@@ -74,7 +75,33 @@ impl Config {
             dns_listen: listen.to_vec(),
             dns_service: ObjectName::new("kube-system", "kube-dns"),
             ttl: ZONE_TTL,
+            vips: self.datapath.vips,
+            own: self.own_addresses(listen),
         }
+    }
+
+    /// What is known of this node before the cluster is: `node`, else the environment's `NODE_NAME`, else its host name, which are
+    /// looked for among the cluster's nodes as are its addresses.
+    pub fn identity(&self, listen: &[SocketAddr]) -> Identity {
+        let sure = self.node.clone().or_else(|| std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()));
+        let names = match sure {
+            Some(name) => vec![name],
+            // As the kubelet makes a node's name of it.
+            None => node::sysctl("kernel/hostname").map(|name| name.trim().to_ascii_lowercase()).into_iter().collect(),
+        };
+        let mut addresses = self.own_addresses(listen);
+        addresses.extend(node::interfaces().iter().flat_map(|name| node::addresses(name)));
+        Identity { names, addresses }
+    }
+
+    /// The addresses under which clients and endpoints know the gateway.
+    fn own_addresses(&self, listen: &[SocketAddr]) -> Vec<IpAddr> {
+        let mut own = node::uplink_addresses(&self.uplinks);
+        own.extend(&self.snat_addresses);
+        own.extend(listen.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()));
+        own.sort_unstable();
+        own.dedup();
+        own
     }
 }
 

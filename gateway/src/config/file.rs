@@ -31,6 +31,8 @@ pub(super) struct File {
     pub dns: Dns,
     #[serde(default)]
     pub datapath: Datapath,
+    #[serde(default)]
+    pub node: Option<String>,
     #[serde(default = "http")]
     pub http: String,
     #[serde(default = "log")]
@@ -193,10 +195,31 @@ pub(super) struct Datapath {
     pub flows: u32,
     pub pin: Option<String>,
     pub timeouts: Timeouts,
+    pub vips: Vec<VipKind>,
+}
+
+/// An entry of `datapath.vips`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VipKind {
+    /// `spec.clusterIPs`.
+    #[serde(rename = "clusterIP")]
+    ClusterIp,
+    /// `spec.externalIPs`.
+    #[serde(rename = "externalIP")]
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
 }
 
 impl Default for Datapath {
     fn default() -> Self {
-        Self { mode: Mode::default(), flows: 262_144, pin: None, timeouts: Timeouts::default() }
+        Self {
+            mode: Mode::default(),
+            flows: 262_144,
+            pin: None,
+            timeouts: Timeouts::default(),
+            vips: vec![VipKind::ClusterIp],
+        }
     }
 }

@@ -20,6 +20,7 @@ pub use file::{Cache, Deny, ReturnPath, Strangers};
 use crate::{
     dns::Upstream,
     kernel::{Mode, Timeouts},
+    plan::VipKinds,
 };
 
 /// Why a config cannot be used.
@@ -115,6 +116,8 @@ pub struct Datapath {
     pub pin: Option<PathBuf>,
     /// When an idle flow is dead.
     pub timeouts: Timeouts,
+    /// Which addresses of a Service are VIPs beside its ClusterIPs.
+    pub vips: VipKinds,
 }
 
 /// A config that was checked as a whole.
@@ -144,6 +147,8 @@ pub struct Config {
     pub dns: Dns,
     /// The datapath.
     pub datapath: Datapath,
+    /// Name of the gateway's own Node object; none: found.
+    pub node: Option<String>,
     /// Address of metrics, health and API.
     pub http: SocketAddr,
     /// Log filter.

@@ -1,7 +1,10 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{Cache, Config, ConfigError, Deny, Forward, ReturnPath, Source, Strangers};
-use crate::kernel::{Mode, Sizes, Timeouts};
+use crate::{
+    kernel::{Mode, Sizes, Timeouts},
+    plan::VipKinds,
+};
 
 const LEAST: &str = "
 clients: [{name: developers, cidrs: [10.90.1.0/24]}]
@@ -30,6 +33,7 @@ fn every_key_left_out_has_the_documented_default() {
     assert_eq!(config.views[0].namespaces, None);
     assert_eq!(config.source, Source::Manifests("/etc/gateway/./cluster".into()));
     assert_eq!(config.return_path, ReturnPath::Snat);
+    assert_eq!((config.datapath.vips, &config.node), (VipKinds::default(), &None));
     assert!(config.snat_addresses.is_empty());
     assert_eq!(config.snat_ports, 10_000..=29_999);
     assert_eq!(config.deny, Deny::Reject);
@@ -82,7 +86,9 @@ datapath:
   mode: tc
   flows: 1000
   pin: /sys/fs/bpf/gateway
+  vips: [loadBalancer, clusterIP, externalIP]
   timeouts: {tcpSyn: 1, tcpEstablished: 2, tcpFin: 3, tcpRst: 4, udp: 5, icmp: 6}
+node: worker-1.example
 http: "[::1]:9999"
 log: gateway=debug,info
 "#,
@@ -109,6 +115,14 @@ log: gateway=debug,info
     let plan = config.plan_config(&config.dns.listen);
     assert_eq!(plan.views, [None, Some(vec!["shop".to_owned(), "default".to_owned()])]);
     assert_eq!(plan.dns_listen.len(), 3);
+    assert_eq!(plan.vips, VipKinds { external: true, load_balancer: true });
+    let own = |address: &str| address.parse().expect("an address");
+    for address in ["10.90.2.100", "fd00::1", "fd00::2"] {
+        assert!(plan.own.contains(&own(address)), "{address} is not among the gateway's own: {:?}", plan.own);
+    }
+    let identity = config.identity(&config.dns.listen);
+    assert_eq!(identity.names, ["worker-1.example"]);
+    assert!(identity.addresses.contains(&own("fd00::2")));
 }
 
 #[test]
@@ -201,6 +215,10 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("datapath: {flows: 0}"), &["datapath.flows"]),
         (with("datapath: {flows: 4000000000}"), &["datapath.flows", "16777216"]),
         (with("datapath: {mode: fast}"), &["datapath.mode", "fast", "native"]),
+        (with("datapath: {vips: [externalIP]}"), &["datapath.vips", "lacks clusterIP"]),
+        (with("datapath: {vips: [clusterIP, clusterIP]}"), &["datapath.vips[1]", "twice"]),
+        (with("datapath: {vips: [clusterIp]}"), &["datapath.vips[0]", "clusterIP", "externalIP", "loadBalancer"]),
+        (with("node: a/b"), &["node", "`a/b`", "kubectl get nodes"]),
         (with("datapath: {pin: here}"), &["datapath.pin", "relative"]),
         (with("datapath: {timeouts: {udp: 0}}"), &["datapath.timeouts.udp"]),
         (with("http: 9153"), &["http"]),

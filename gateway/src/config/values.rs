@@ -127,6 +127,16 @@ pub(super) fn namespace(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The name of a Kubernetes object like a node: a DNS subdomain in lower case.
+pub(super) fn object(text: &str) -> Result<(), String> {
+    let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let label = |l: &str| !l.is_empty() && l.bytes().all(legal) && !l.starts_with('-') && !l.ends_with('-');
+    if text.len() > 253 || !text.split('.').all(label) {
+        return Err(format!("`{text}` is not the name of a node: write one as `kubectl get nodes` shows it"));
+    }
+    Ok(())
+}
+
 /// A network interface's name, as the kernel accepts it.
 pub(super) fn interface(text: &str) -> Result<(), String> {
     let legal = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');

@@ -63,6 +63,10 @@ pub struct Status {
     /// Claimed service CIDRs.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Vec<IpNet>,
+    /// The gateway's own node, and its zone, as zone hints and `internalTrafficPolicy` take them; null: not known.
+    pub node: Option<String>,
+    /// See `node`.
+    pub zone: Option<String>,
     /// `dns.clusterDomain`.
     pub cluster_domain: String,
     /// Addresses of the forwarder.

@@ -35,6 +35,8 @@ impl Agent for Told {
             views: Vec::new(),
             source: Source::default(),
             service_cidrs: Vec::new(),
+            node: Some("gateway".to_owned()),
+            zone: None,
             cluster_domain: "cluster.local".to_owned(),
             dns: Vec::new(),
             counts: Counts::default(),

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Dirty, Event, Node, ObjectName, Objects, Service, Slice};
+use super::{Dirty, Event, Here, Identity, Node, ObjectName, Objects, Service, Slice};
 
 /// The objects, the slices of each Service, and the Services that claim each VIP.
 #[derive(Debug, Default)]
@@ -16,6 +16,12 @@ pub struct Cluster {
     pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
     /// Services by ClusterIP. More than one only while an address changes hands, or in wrong manifests.
     claims: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    /// Services by external and load-balancer address. Several may share one, each with ports of its own.
+    outer: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    /// How many nodes have an address.
+    node_addresses: HashMap<IpAddr, usize>,
+    identity: Identity,
+    here: Here,
 }
 
 impl Slice {
@@ -23,15 +29,35 @@ impl Slice {
     pub fn service_name(&self) -> ObjectName {
         ObjectName::new(self.name.namespace.clone(), self.service.clone())
     }
+
+    /// Whether any endpoint is meant for certain zones or nodes.
+    fn has_hints(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| !endpoint.hint_zones.is_empty() || !endpoint.hint_nodes.is_empty())
+    }
 }
 
 impl Cluster {
+    /// Empty, with what the gateway knows of its own node.
+    pub fn seen_from(identity: Identity) -> Self {
+        let here = identity.find(&BTreeMap::new());
+        Self { identity, here, ..Self::default() }
+    }
+
+    /// The gateway's place in it.
+    pub const fn here(&self) -> &Here {
+        &self.here
+    }
+
     /// Takes in a batch, in order, and says which Services must be planned anew. An event that changes nothing touches nothing.
     pub fn apply(&mut self, events: impl IntoIterator<Item = Event>) -> Dirty {
         let mut dirty = Dirty::default();
+        let mut nodes_changed = false;
         for event in events {
             match event {
-                Event::Snapshot(objects) => self.replace(*objects, &mut dirty),
+                Event::Snapshot(objects) => {
+                    nodes_changed = true;
+                    self.replace(*objects, &mut dirty);
+                }
                 Event::Service(service) => self.put_service(service, &mut dirty),
                 Event::ServiceGone(name) => self.remove_service(&name, &mut dirty),
                 Event::Slice(slice) => self.put_slice(slice, &mut dirty),
@@ -46,11 +72,13 @@ impl Cluster {
                         dirty.namespaces.insert(name);
                     }
                 }
-                // Nodes decide nothing in a plan yet.
-                Event::Node(node) => drop(self.objects.nodes.insert(node.name.clone(), node)),
-                Event::NodeGone(name) => drop(self.objects.nodes.remove(&name)),
+                Event::Node(node) => nodes_changed |= self.put_node(node, &mut dirty),
+                Event::NodeGone(name) => nodes_changed |= self.remove_node(&name, &mut dirty),
                 Event::ServiceCidrs(cidrs) => self.set_cidrs(Some(cidrs), &mut dirty),
             }
+        }
+        if nodes_changed {
+            self.look_around(&mut dirty);
         }
         dirty
     }
@@ -65,6 +93,16 @@ impl Cluster {
     /// Which Service an address belongs to. Of several that claim it, the first by name has it.
     pub fn owner(&self, vip: IpAddr) -> Option<&ObjectName> {
         self.claims.get(&vip)?.first()
+    }
+
+    /// The Services with this external or load-balancer address, by name.
+    pub fn sharers(&self, vip: IpAddr) -> impl Iterator<Item = &Service> {
+        self.outer.get(&vip).into_iter().flatten().filter_map(|name| self.objects.services.get(name))
+    }
+
+    /// Whether it is an address of one of the nodes.
+    pub fn is_node(&self, addr: IpAddr) -> bool {
+        self.node_addresses.contains_key(&addr)
     }
 
     /// The difference between what there is and a whole new state, as if it had come as single events.
@@ -84,7 +122,13 @@ impl Cluster {
         }
         dirty.namespaces.extend(self.objects.namespaces.symmetric_difference(&namespaces).cloned());
         self.objects.namespaces = namespaces;
-        self.objects.nodes = nodes;
+        let gone: Vec<String> = self.objects.nodes.keys().filter(|n| !nodes.contains_key(*n)).cloned().collect();
+        for name in gone {
+            self.remove_node(&name, dirty);
+        }
+        for node in nodes.into_values() {
+            self.put_node(node, dirty);
+        }
         self.set_cidrs(service_cidrs, dirty);
     }
 
@@ -94,16 +138,20 @@ impl Cluster {
         if old == Some(&service) {
             return;
         }
-        let gone: Vec<IpAddr> = old.map(|s| s.cluster_ips().to_vec()).unwrap_or_default();
-        let come = service.cluster_ips().to_vec();
+        let (gone, left) = old.map(addresses).unwrap_or_default();
+        let (come, joined) = addresses(&service);
+        // Whoever shares one of its addresses may win or lose a port by any change of it, be it of ports alone.
         self.objects.services.insert(name.clone(), service);
         self.reclaim(&name, &gone, &come, dirty);
+        self.rejoin(&name, &left, &joined, dirty);
         dirty.services.insert(name);
     }
 
     fn remove_service(&mut self, name: &ObjectName, dirty: &mut Dirty) {
         if let Some(old) = self.objects.services.remove(name) {
-            self.reclaim(name, old.cluster_ips(), &[], dirty);
+            let (gone, left) = addresses(&old);
+            self.reclaim(name, &gone, &[], dirty);
+            self.rejoin(name, &left, &[], dirty);
             dirty.services.insert(name.clone());
         }
     }
@@ -118,12 +166,69 @@ impl Cluster {
                     self.claims.remove(vip);
                 }
             }
+            dirty.services.extend(self.outer.get(vip).into_iter().flatten().cloned());
         }
         for vip in come.iter().filter(|vip| !gone.contains(vip)) {
             let claimants = self.claims.entry(*vip).or_default();
             dirty.services.extend(claimants.iter().cloned());
             claimants.insert(name.clone());
+            dirty.services.extend(self.outer.get(vip).into_iter().flatten().cloned());
         }
+    }
+
+    /// As [`Self::reclaim`], for addresses that Services may share.
+    fn rejoin(&mut self, name: &ObjectName, left: &[IpAddr], joined: &[IpAddr], dirty: &mut Dirty) {
+        for vip in left.iter().chain(joined) {
+            let sharers = self.outer.entry(*vip).or_default();
+            if joined.contains(vip) {
+                sharers.insert(name.clone());
+            } else {
+                sharers.remove(name);
+            }
+            dirty.services.extend(sharers.iter().cloned());
+            if sharers.is_empty() {
+                self.outer.remove(vip);
+            }
+        }
+    }
+
+    /// Whether it changed anything.
+    fn put_node(&mut self, node: Node, dirty: &mut Dirty) -> bool {
+        if self.objects.nodes.get(&node.name) == Some(&node) {
+            return false;
+        }
+        self.remove_node(&node.name, dirty);
+        for addr in &node.addresses {
+            *self.node_addresses.entry(*addr).or_default() += 1;
+            dirty.services.extend(self.outer.get(addr).into_iter().flatten().cloned());
+        }
+        self.objects.nodes.insert(node.name.clone(), node);
+        true
+    }
+
+    fn remove_node(&mut self, name: &str, dirty: &mut Dirty) -> bool {
+        let Some(old) = self.objects.nodes.remove(name) else { return false };
+        for addr in &old.addresses {
+            if let Some(count) = self.node_addresses.get_mut(addr) {
+                *count -= 1;
+                if *count == 0 {
+                    self.node_addresses.remove(addr);
+                }
+            }
+            dirty.services.extend(self.outer.get(addr).into_iter().flatten().cloned());
+        }
+        true
+    }
+
+    /// The gateway's own place anew; when it is another one, the Services that ask for near endpoints are planned anew.
+    fn look_around(&mut self, dirty: &mut Dirty) {
+        let here = self.identity.find(&self.objects.nodes);
+        if here == self.here {
+            return;
+        }
+        self.here = here;
+        let near = |service: &&Service| service.internal_local || self.slices(&service.name).any(Slice::has_hints);
+        dirty.services.extend(self.objects.services.values().filter(near).map(|service| service.name.clone()));
     }
 
     fn put_slice(&mut self, slice: Slice, dirty: &mut Dirty) {
@@ -159,6 +264,11 @@ impl Cluster {
             dirty.cidrs = true;
         }
     }
+}
+
+/// A Service's ClusterIPs, and its other addresses.
+fn addresses(service: &Service) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    (service.cluster_ips().to_vec(), service.outer_ips().collect())
 }
 
 fn absent<V, W>(old: &BTreeMap<ObjectName, V>, new: &BTreeMap<ObjectName, W>) -> Vec<ObjectName> {

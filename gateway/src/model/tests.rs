@@ -34,6 +34,7 @@ fn slice(name: &str, service: &str, addresses: &[u8], legacy: bool) -> Slice {
                 node: None,
                 zone: None,
                 hint_zones: vec![],
+                hint_nodes: vec![],
             })
             .collect(),
     }

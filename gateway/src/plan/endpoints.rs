@@ -1,4 +1,4 @@
-//! Which endpoints a Service port goes to: kube-proxy's rules, but for topology and traffic policies.
+//! Which endpoints a Service port goes to: kube-proxy's rules, with zone and node hints and `internalTrafficPolicy`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Endpoint, Problems};
-use crate::model::{Cluster, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint};
+use crate::model::{Cluster, Here, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint};
 
 /// What new flows and old flows may do with an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +15,57 @@ enum Use {
     Draining,
     /// For everyone.
     Ready,
+}
+
+/// What a hint says of the gateway's own node or zone. Ordered: the better news is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Hint {
+    /// Nothing.
+    Absent,
+    /// Meant for others.
+    Elsewhere,
+    /// Meant for this one.
+    Here,
+}
+
+impl Hint {
+    fn of(wanted: &[String], own: Option<&String>) -> Self {
+        match own {
+            _ if wanted.is_empty() => Self::Absent,
+            Some(own) if wanted.contains(own) => Self::Here,
+            _ => Self::Elsewhere,
+        }
+    }
+}
+
+/// An endpoint as the choice sees it. Ordered: of two that speak of the same endpoint, the greater one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    usage: Use,
+    /// It is on the gateway's own node.
+    local: bool,
+    node: Hint,
+    zone: Hint,
+}
+
+impl Candidate {
+    fn new(usage: Use, endpoint: &SliceEndpoint, here: &Here) -> Self {
+        Self {
+            usage,
+            local: here.node.is_some() && endpoint.node == here.node,
+            node: Hint::of(&endpoint.hint_nodes, here.node.as_ref()),
+            zone: Hint::of(&endpoint.hint_zones, here.zone.as_ref()),
+        }
+    }
+}
+
+/// How far from the gateway's own node new flows may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Anywhere; to the own node or zone when the hints say so.
+    Cluster,
+    /// Nowhere else.
+    Node,
 }
 
 /// An endpoint as names see it.
@@ -29,7 +80,7 @@ pub(super) struct Named<'c> {
 /// The endpoints of a Service, by port name and protocol, each once.
 #[derive(Debug, Default)]
 pub(super) struct Backends<'c> {
-    by_port: HashMap<(&'c str, Protocol), BTreeMap<Endpoint, Use>>,
+    by_port: HashMap<(&'c str, Protocol), BTreeMap<Endpoint, Candidate>>,
     /// The endpoints that names speak of: the ready ones.
     pub named: Vec<Named<'c>>,
 }
@@ -46,12 +97,19 @@ impl<'c> Backends<'c> {
             return backends;
         }
         for slice in cluster.slices(&service.name) {
-            backends.add_slice(slice, service, vips, problems);
+            backends.add_slice(slice, service, vips, cluster.here(), problems);
         }
         backends
     }
 
-    fn add_slice(&mut self, slice: &'c Slice, service: &Service, vips: &[IpAddr], problems: &mut Problems) {
+    fn add_slice(
+        &mut self,
+        slice: &'c Slice,
+        service: &Service,
+        vips: &[IpAddr],
+        here: &Here,
+        problems: &mut Problems,
+    ) {
         let ports: Vec<_> =
             slice.ports.iter().filter_map(|port| Some((port, valid_port(slice, port.port, problems)?))).collect();
         for endpoint in &slice.endpoints {
@@ -67,26 +125,46 @@ impl<'c> Backends<'c> {
             if usage == Use::Ready {
                 self.named.push(Named { addr, hostname: endpoint.hostname.as_deref(), ports: &slice.ports });
             }
+            let candidate = Candidate::new(usage, endpoint, here);
             for (port, number) in &ports {
                 let uses = self.by_port.entry((&port.name, port.protocol)).or_default();
                 // The same endpoint in two slices, one of them not up to date: the better news counts.
-                let known = uses.entry(Endpoint { addr, port: *number }).or_insert(usage);
-                *known = usage.max(*known);
+                let known = uses.entry(Endpoint { addr, port: *number }).or_insert(candidate);
+                *known = candidate.max(*known);
             }
         }
     }
 
-    /// The endpoints that new flows go to, and those that keep what they have; of the VIP's family, sorted.
-    pub(super) fn of_port(&self, port: &ServicePort, vip: IpAddr) -> (Vec<Endpoint>, Vec<Endpoint>) {
-        let Some(uses) = self.by_port.get(&(port.name.as_str(), port.protocol)) else { return Default::default() };
-        let of = |wanted: Use| -> Vec<Endpoint> {
-            let same_family = |e: &Endpoint| e.addr.is_ipv4() == vip.is_ipv4();
-            uses.iter().filter(|(e, usage)| **usage == wanted && same_family(e)).map(|(e, _)| *e).collect()
-        };
-        match (of(Use::Ready), of(Use::Draining)) {
-            (ready, draining) if ready.is_empty() => (draining, Vec::new()),
-            both => both,
-        }
+    /// The endpoints that new flows go to, and those that keep what they have; of the VIP's family, sorted. An endpoint that is too
+    /// far for new flows keeps the old ones: a change of hints or policy ends no connection.
+    pub(super) fn of_port(&self, port: &ServicePort, vip: IpAddr, reach: Reach) -> (Vec<Endpoint>, Vec<Endpoint>) {
+        let Some(all) = self.by_port.get(&(port.name.as_str(), port.protocol)) else { return Default::default() };
+        let all: Vec<(Endpoint, Candidate)> = all
+            .iter()
+            .filter(|(e, _)| e.addr.is_ipv4() == vip.is_ipv4())
+            .map(|(e, candidate)| (*e, *candidate))
+            .collect();
+        let near = nearness(&all, reach);
+        let usable = |usage: Use| all.iter().any(|(_, c)| c.usage == usage && near(c));
+        let usage = [Use::Ready, Use::Draining].into_iter().find(|usage| usable(*usage));
+        let (new, old): (Vec<_>, Vec<_>) = all.iter().partition(|(_, c)| Some(c.usage) == usage && near(c));
+        let endpoints = |chosen: Vec<(Endpoint, Candidate)>| chosen.into_iter().map(|(e, _)| e).collect();
+        (endpoints(new), endpoints(old))
+    }
+}
+
+/// Which endpoints are near enough. Hints count when every ready endpoint has one and one of them means this node or zone, the node
+/// before the zone; they say nothing about terminating endpoints (kube-proxy's `topologyModeFromHints`).
+fn nearness(all: &[(Endpoint, Candidate)], reach: Reach) -> fn(&Candidate) -> bool {
+    let hinted = |hint: fn(&Candidate) -> Hint| {
+        let ready = || all.iter().filter(|(_, c)| c.usage == Use::Ready).map(|(_, c)| hint(c));
+        ready().all(|hint| hint != Hint::Absent) && ready().any(|hint| hint == Hint::Here)
+    };
+    match reach {
+        Reach::Node => |c| c.local,
+        Reach::Cluster if hinted(|c| c.node) => |c| c.node == Hint::Here,
+        Reach::Cluster if hinted(|c| c.zone) => |c| c.zone == Hint::Here,
+        Reach::Cluster => |_| true,
     }
 }
 
@@ -112,7 +190,7 @@ fn valid_port(slice: &Slice, port: Option<u16>, problems: &mut Problems) -> Opti
 fn reachable(addr: IpAddr, service: &Service, vips: &[IpAddr]) -> Result<(), &'static str> {
     usable(addr)?;
     if vips.contains(&addr) {
-        return Err("it is the Service's own clusterIP");
+        return Err("it is the Service's own address");
     }
     let wrong_family = || vips.iter().all(|vip| vip.is_ipv4() != addr.is_ipv4());
     if matches!(service.kind, ServiceKind::ClusterIp(_)) && !vips.is_empty() && wrong_family() {

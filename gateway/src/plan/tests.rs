@@ -1,5 +1,8 @@
 //! Objects as people write them, and the plan that must come out.
 
+mod near;
+mod outer;
+
 use std::net::SocketAddr;
 
 use super::*;
@@ -14,6 +17,8 @@ fn config() -> PlanConfig {
         dns_listen: vec![],
         dns_service: ObjectName::new("kube-system", "kube-dns"),
         ttl: 5,
+        vips: VipKinds::default(),
+        own: vec![],
     }
 }
 
@@ -205,7 +210,7 @@ fn what_cannot_be_served_is_left_out_and_named() {
             service(WEB) + &slice("web-1", "IPv4", HTTP, &format!("{bad}; addresses: [10.42.0.1]")),
             vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080"],
             vec![
-                "endpoint 10.1.0.10 of slice web-1 is left out: it is the Service's own clusterIP",
+                "endpoint 10.1.0.10 of slice web-1 is left out: it is the Service's own address",
                 "endpoint 127.0.0.1 of slice web-1 is left out: it is a loopback address",
                 "endpoint 169.254.1.1 of slice web-1 is left out: it is a link-local address",
                 "endpoint 224.0.0.5 of slice web-1 is left out: it is a multicast address",

@@ -66,6 +66,8 @@ pub fn service(object: core::Service, problems: &mut Vec<String>) -> Option<Serv
         external_ips: external_ips.iter().filter_map(|ip| vip("spec.externalIPs", ip, &mut complaints)).collect(),
         load_balancer_ips: ingress
             .iter()
+            // `Proxy`: the load balancer wants those packets itself.
+            .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|i| vip("status.loadBalancer.ingress", i.ip.as_deref()?, &mut complaints))
             .collect(),
         name,
@@ -184,7 +186,7 @@ fn slice_endpoint(endpoint: discovery::Endpoint, v4: bool, complaints: &mut Comp
     }
     let conditions = endpoint.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
-    let hints = endpoint.hints.and_then(|h| h.for_zones).unwrap_or_default();
+    let hints = endpoint.hints.unwrap_or_default();
     Some(SliceEndpoint {
         addresses,
         ready,
@@ -193,7 +195,8 @@ fn slice_endpoint(endpoint: discovery::Endpoint, v4: bool, complaints: &mut Comp
         hostname: hostname(endpoint.hostname, complaints),
         node: endpoint.node_name,
         zone: endpoint.zone,
-        hint_zones: hints.into_iter().map(|h| h.name).collect(),
+        hint_zones: hints.for_zones.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
+        hint_nodes: hints.for_nodes.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
     })
 }
 
@@ -240,6 +243,7 @@ pub fn endpoints(object: core::Endpoints, problems: &mut Vec<String>) -> Vec<Sli
                 node: entry.node_name,
                 zone: None,
                 hint_zones: Vec::new(),
+                hint_nodes: Vec::new(),
             })
         });
         let endpoints = endpoints.collect();
