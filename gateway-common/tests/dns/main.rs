@@ -1,5 +1,6 @@
 //! The DNS code that kernel and forwarder share, with hickory as its oracle: what it reads, and what its answers say.
 
+mod million;
 mod properties;
 mod tables;
 
