@@ -45,6 +45,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// Whether it is on its way out, serving what it has.
     pub terminating: bool,
+    /// Zones that it is meant for, as the endpoint slice controller hints; empty: no hints.
+    pub zones: Vec<&'static str>,
 }
 
 impl From<&Pod> for Endpoint {
@@ -55,6 +57,7 @@ impl From<&Pod> for Endpoint {
             address: pod.address,
             ready: true,
             terminating: false,
+            zones: Vec::new(),
         }
     }
 }
@@ -72,6 +75,14 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<Ipv4Addr>,
+    /// `status.loadBalancer.ingress[].ip`.
+    pub ingress: Vec<Ipv4Addr>,
+    /// Seconds of `sessionAffinity: ClientIP`; none: no affinity.
+    pub affinity: Option<u32>,
+    /// `spec.internalTrafficPolicy: Local`.
+    pub internal_local: bool,
 }
 
 impl Service {
@@ -83,6 +94,10 @@ impl Service {
             vip: vip.into(),
             ports: Vec::new(),
             endpoints: Vec::new(),
+            external_ips: Vec::new(),
+            ingress: Vec::new(),
+            affinity: None,
+            internal_local: false,
         }
     }
 
@@ -114,14 +129,32 @@ impl Service {
         format!("{}.{}.svc.cluster.local", self.name, self.namespace)
     }
 
+    /// The fields of `spec` that say who gets what.
+    fn policies(&self, out: &mut String) {
+        let policy = if self.internal_local { "Local" } else { "Cluster" };
+        let _ = writeln!(out, "  internalTrafficPolicy: {policy}");
+        let _ = match self.affinity {
+            Some(seconds) => writeln!(
+                out,
+                "  sessionAffinity: ClientIP\n  sessionAffinityConfig:\n    clientIP:\n      timeoutSeconds: {seconds}"
+            ),
+            None => writeln!(out, "  sessionAffinity: None"),
+        };
+        let external: String = self.external_ips.iter().map(|ip| format!("  - {ip}\n")).collect();
+        if !external.is_empty() {
+            let _ = write!(out, "  externalIPs:\n{external}");
+        }
+    }
+
     /// As `kubectl get -o yaml` prints it.
     pub fn yaml(&self) -> String {
         let Self { namespace, name, .. } = self;
         let vip = self.vip.map_or("None".to_owned(), |vip| vip.to_string());
         let mut out = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n  type: ClusterIP\n  \
-             clusterIP: {vip}\n  clusterIPs:\n  - {vip}\n  ipFamilies:\n  - IPv4\n  ipFamilyPolicy: SingleStack\n  sessionAffinity: None\n"
+             clusterIP: {vip}\n  clusterIPs:\n  - {vip}\n  ipFamilies:\n  - IPv4\n  ipFamilyPolicy: SingleStack\n"
         );
+        self.policies(&mut out);
         if !self.ports.is_empty() {
             out.push_str("  ports:\n");
             for Port { name, protocol, port, target } in &self.ports {
@@ -130,6 +163,10 @@ impl Service {
                     "  - name: {name}\n    port: {port}\n    protocol: {protocol}\n    targetPort: {target}\n"
                 );
             }
+        }
+        let ingress: String = self.ingress.iter().map(|ip| format!("    - ip: {ip}\n")).collect();
+        if !ingress.is_empty() {
+            let _ = write!(out, "status:\n  loadBalancer:\n    ingress:\n{ingress}");
         }
         let _ = write!(
             out,
@@ -141,13 +178,17 @@ impl Service {
         } else {
             out.push_str("endpoints:\n");
         }
-        for Endpoint { pod, node, address, ready, terminating } in &self.endpoints {
+        for Endpoint { pod, node, address, ready, terminating, zones } in &self.endpoints {
             let serving = *ready || *terminating;
             let _ = write!(
                 out,
                 "- addresses:\n  - {address}\n  conditions:\n    ready: {ready}\n    serving: {serving}\n    terminating: {terminating}\n  \
                  nodeName: {node}\n  targetRef:\n    kind: Pod\n    name: {pod}\n    namespace: {namespace}\n"
             );
+            let hints: String = zones.iter().map(|zone| format!("    - name: {zone}\n")).collect();
+            if !hints.is_empty() {
+                let _ = write!(out, "  hints:\n    forZones:\n{hints}");
+            }
         }
         if self.ports.is_empty() {
             out.push_str("ports: []\n");
