@@ -9,7 +9,7 @@ mod vips;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-pub use self::records::zone_records;
+pub use self::records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, zone_records};
 use self::{
     endpoints::{Backends, Reach, usable},
     vips::{Vip, vips},
@@ -105,6 +105,8 @@ pub struct PlanConfig {
     pub dns_service: ObjectName,
     /// TTL of zone records in seconds.
     pub ttl: u32,
+    /// Names of pods are answered from the name alone (`dns.pods: insecure`), wherever their namespace exists.
+    pub pods: bool,
     /// Which further addresses of a Service are VIPs.
     pub vips: VipKinds,
     /// The gateway's own addresses: never VIPs, whatever a Service says.
@@ -131,11 +133,6 @@ impl PlanConfig {
             .enumerate()
             .filter(|(_, allowed)| sees(allowed))
             .fold(0, |mask, (bit, _)| mask | 1 << bit)
-    }
-
-    /// The mask of every view.
-    pub fn all_views(&self) -> u64 {
-        (0..self.views.len().min(64)).fold(0, |mask, bit| mask | 1 << bit)
     }
 
     /// The forwarder's addresses of `vip`'s family that a packet from outside can be sent to.
@@ -175,6 +172,14 @@ pub fn plan_service(cluster: &Cluster, name: &ObjectName, config: &PlanConfig) -
         records::of(service, &named, &ports, &backends, views, config, &mut problems)
     };
     Some(ServicePlan { vips, views, frontends, records, problems: problems.finish() })
+}
+
+/// Plans the names of a namespace; `None` when there is no such object. The namespace of a Service exists without one.
+pub fn plan_namespace(cluster: &Cluster, name: &str, config: &PlanConfig) -> Option<ServicePlan> {
+    let namespace = cluster.objects.namespaces.get(name)?;
+    let views = config.views_of(namespace);
+    let records = if views == 0 { Vec::new() } else { records::of_namespace(namespace, views, config).collect() };
+    Some(ServicePlan { views, records, ..ServicePlan::default() })
 }
 
 fn frontend(

@@ -324,11 +324,22 @@ impl EntryBuilder {
         self.body.extend(rdlength.to_be_bytes());
         let rdata_at = wire::HEADER + self.question.len() + wire::QUESTION_TAIL + self.body.len();
         self.body.extend(record.rdata);
-        if record.rtype == wire::CNAME && is_wire_name(record.rdata) {
-            // The chain's next owner is this target; it does not rotate, so its position holds.
-            suffixes(&fold(record.rdata), rdata_at, &mut self.targets);
+        // A later owner is this target: of the chain's next record, or of an address in the additional section. These records
+        // do not rotate, so its position holds.
+        let target_at = match record.rtype {
+            wire::CNAME | wire::NS => 0,
+            wire::SRV => 6,
+            _ => return Ok(()),
+        };
+        if let Some(target) = record.rdata.get(target_at..).filter(|target| is_wire_name(target)) {
+            suffixes(&fold(target), rdata_at + target_at, &mut self.targets);
         }
         Ok(())
+    }
+
+    /// Bytes of the message so far, with an OPT record at its end.
+    pub fn message_len(&self) -> usize {
+        wire::HEADER + self.question.len() + wire::QUESTION_TAIL + self.body.len() + wire::OPT
     }
 
     /// The answer.
@@ -336,7 +347,7 @@ impl EntryBuilder {
     /// # Errors
     /// When it does not fit a DNS message at all.
     pub fn build(mut self) -> Result<Answer, BuildError> {
-        let message = wire::HEADER + self.question.len() + wire::QUESTION_TAIL + self.body.len() + wire::OPT;
+        let message = self.message_len();
         if message > usize::from(u16::MAX) {
             return Err(BuildError::TooBig(message));
         }

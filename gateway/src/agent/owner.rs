@@ -1,6 +1,10 @@
 //! The task that owns the cluster's state: batches of events in, plans out to the datapath and the zone.
 
-use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::{
@@ -57,6 +61,7 @@ impl Owner {
         let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
         let dirty = cluster.apply(first);
+        let namespaces = dirty.namespaces;
         let plans: Vec<_> = dirty
             .services
             .into_iter()
@@ -80,7 +85,9 @@ impl Owner {
         }
         let resolver = Resolver::start(config.dns_config(&listen), datapath.answers()).await?;
         let mut owner = Self { state, cluster, plan, datapath, resolver, events, _source: source, retry: None };
+        owner.resolver.set_service_cidrs(&cidrs);
         owner.publish();
+        owner.name_namespaces(&namespaces);
         for (name, plan) in plans {
             owner.replace(name, Some(plan));
             // A large cluster takes seconds: a signal must be able to end them.
@@ -135,6 +142,7 @@ impl Owner {
         if dirty.cidrs {
             self.set_cidrs();
         }
+        self.name_namespaces(&dirty.namespaces);
         // What goes, goes first: it makes room, and gives up addresses that others may have taken over.
         let (come, gone): (Vec<_>, Vec<_>) = dirty
             .services
@@ -143,6 +151,14 @@ impl Owner {
             .partition(|(plan, _)| plan.is_some());
         for (plan, name) in gone.into_iter().chain(come) {
             self.replace(name, plan);
+        }
+    }
+
+    /// A namespace's own names exist with it. No Service has an empty name, so nothing else can own these records.
+    fn name_namespaces(&self, namespaces: &BTreeSet<String>) {
+        for namespace in namespaces {
+            let plan = plan::plan_namespace(&self.cluster, namespace, &self.plan);
+            self.resolver.apply(&ObjectName::new(namespace, ""), plan.as_ref());
         }
     }
 
@@ -203,6 +219,7 @@ impl Owner {
         match self.datapath.set_claims(&cidrs) {
             Ok(()) => {
                 tracing::info!(cidrs = super::list(&cidrs), "service CIDRs changed");
+                self.resolver.set_service_cidrs(&cidrs);
                 self.state.change(|held| held.cidrs = cidrs);
             }
             Err(error) => {

@@ -10,7 +10,7 @@ use std::{
 use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
 use ipnet::IpNet;
 
-use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
+use super::{Config, Datapath, Dns, Forward, Pods, Source, View, file, values};
 use crate::{kernel::Timeouts, plan::VipKinds};
 
 /// Most flows: 200 bytes of kernel memory each, allocated at start.
@@ -203,6 +203,12 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     if cluster_domain.is_empty() {
         return problem("dns.clusterDomain", "is the root: give the cluster's domain, like cluster.local");
     }
+    if dns.pods == Pods::Verified {
+        return problem(
+            "dns.pods",
+            "verified is not built yet: write disabled, or insecure to answer from the name alone",
+        );
+    }
     let mut zones = HashSet::new();
     let mut forward = Vec::with_capacity(dns.forward.len());
     for (index, rule) in dns.forward.iter().enumerate() {
@@ -224,6 +230,7 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     Ok(Dns {
         listen,
         cluster_domain,
+        pods: dns.pods,
         upstreams: list("dns.upstreams", &dns.upstreams, values::server)?,
         forward,
         ca_file: dns.tls.ca_file.as_ref().map(|path| base.join(path)),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{Cache, Config, Deny, ReturnPath, Strangers};
+use super::{Cache, Config, Deny, Pods, ReturnPath, Strangers};
 use crate::{
     dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
     kernel::{Settings, Sizes},
@@ -46,6 +46,7 @@ impl Config {
             cluster_domain: self.dns.cluster_domain.clone(),
             ttl: ZONE_TTL,
             zone_negative_ttl: ZONE_TTL,
+            pods: self.dns.pods == Pods::Insecure,
             forward: self
                 .dns
                 .forward
@@ -77,6 +78,7 @@ impl Config {
             ttl: ZONE_TTL,
             vips: self.datapath.vips,
             own: self.own_addresses(listen),
+            pods: self.dns.pods == Pods::Insecure,
         }
     }
 

@@ -135,6 +135,7 @@ impl Default for Snat {
 pub(super) struct Dns {
     pub listen: Vec<String>,
     pub cluster_domain: String,
+    pub pods: Pods,
     pub upstreams: Vec<String>,
     pub forward: Vec<Forward>,
     pub tls: Tls,
@@ -146,12 +147,26 @@ impl Default for Dns {
         Self {
             listen: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
+            pods: Pods::default(),
             upstreams: Vec::new(),
             forward: vec![Forward { zone: ".".to_owned(), to: Vec::new() }],
             tls: Tls::default(),
             cache: Cache::default(),
         }
     }
+}
+
+/// `dns.pods`: what is said of `10-42-0-7.shop.pod.cluster.local`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pods {
+    /// No such name.
+    #[default]
+    Disabled,
+    /// The address in it, where the namespace exists.
+    Insecure,
+    /// The address in it, where a pod of that namespace has it.
+    Verified,
 }
 
 #[derive(Debug, Deserialize)]

@@ -15,7 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use file::{Cache, Deny, ReturnPath, Strangers};
+pub use file::{Cache, Deny, Pods, ReturnPath, Strangers};
 
 use crate::{
     dns::Upstream,
@@ -95,6 +95,8 @@ pub struct Dns {
     pub listen: Vec<SocketAddr>,
     /// The cluster's domain, lower case, without the last dot.
     pub cluster_domain: String,
+    /// Names of pods; never [`Pods::Verified`].
+    pub pods: Pods,
     /// The cluster's DNS; empty: the `kube-system/kube-dns` Service.
     pub upstreams: Vec<SocketAddr>,
     /// Zone rules; the longest zone decides.

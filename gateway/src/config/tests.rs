@@ -198,6 +198,8 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("dns: {listen: [224.0.0.251]}"), &["dns.listen[0]", "224.0.0.251"]),
         (with("dns: {upstreams: [0.0.0.0]}"), &["dns.upstreams[0]", "0.0.0.0"]),
         (with("dns: {clusterDomain: .}"), &["dns.clusterDomain", "root"]),
+        (with("dns: {pods: verified}"), &["dns.pods", "not built yet", "insecure"]),
+        (with("dns: {pods: all}"), &["dns.pods", "all", "insecure"]),
         (with("dns: {clusterDomain: a..b}"), &["dns.clusterDomain", "a..b"]),
         (with("dns: {upstreams: [\"10.1.0.10:0\"]}"), &["dns.upstreams[0]", "port 0"]),
         (with("dns: {upstreams: [\"tls://9.9.9.9#dns.quad9.net\"]}"), &["dns.upstreams[0]", "tls", "10.1.0.10"]),

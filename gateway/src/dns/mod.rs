@@ -114,6 +114,8 @@ pub struct DnsConfig {
     pub ttl: u32,
     /// TTL of the zone's negative answers, in seconds (the SOA's minimum).
     pub zone_negative_ttl: u32,
+    /// Names of pods are answered from the name alone (`dns.pods: insecure`).
+    pub pods: bool,
     /// Zone rules for names outside the cluster zone; a name without a rule is refused.
     pub forward: Vec<ForwardRule>,
     /// `dns.tls.caFile`: authorities for servers over TLS, beside the system's.
@@ -133,6 +135,7 @@ impl Default for DnsConfig {
             cluster_domain: "cluster.local".to_owned(),
             ttl: 30,
             zone_negative_ttl: 30,
+            pods: false,
             forward: Vec::new(),
             ca_file: None,
             cache: CacheConfig::default(),

@@ -24,13 +24,11 @@ use super::{
 };
 use crate::{
     model::ObjectName,
-    plan::{Record, RecordData, ServicePlan},
+    plan::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, Record, RecordData, ServicePlan},
 };
 
 /// How often expired answers are taken out of the kernel. It does not serve them meanwhile.
 const SWEEP: Duration = Duration::from_secs(1);
-/// The version of Kubernetes' DNS-based service discovery that the zone follows.
-const DNS_VERSION: &str = "1.1.0";
 
 /// The resolver; see [`Resolver::start`].
 #[derive(Debug)]
@@ -60,6 +58,7 @@ impl Resolver {
             // Serials are numbers of 32 bits that wrap (RFC 1982).
             serial: (since_epoch.as_secs() & u64::from(u32::MAX)) as u32,
             fixed: fixed_records(&config, &addresses),
+            pods: config.pods,
         };
         let zone = Zone::new(&zone, Arc::clone(&publisher))?;
         let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
@@ -88,7 +87,8 @@ fn fixed_records(config: &DnsConfig, addresses: &[SocketAddr]) -> Vec<Record> {
     let domain = config.cluster_domain.trim_end_matches('.').to_ascii_lowercase();
     let record =
         |name: &str, data| Record { name: format!("{name}.{domain}"), ttl: config.ttl, views: ALL_VIEWS, data };
-    let mut records = vec![record("dns-version", RecordData::Txt(DNS_VERSION.to_owned()))];
+    let version = record("dns-version", RecordData::Txt(DNS_SCHEMA_VERSION.to_owned()));
+    let mut records = vec![Record { ttl: DNS_SCHEMA_TTL, ..version }];
     let reachable = addresses.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified() && !ip.is_loopback());
     records.extend(reachable.map(|ip| record("ns.dns", RecordData::Address(ip))));
     if records.len() == 1 {
@@ -129,6 +129,11 @@ impl ResolverHandle {
     /// The first snapshot of the cluster is in: from now on, a name of the cluster zone that is not there does not exist.
     pub fn synced(&self) {
         self.forwarder.zone.synced();
+    }
+
+    /// The ranges of VIPs, whose reverse zones are answered as a whole.
+    pub fn set_service_cidrs(&self, ranges: &[IpNet]) {
+        self.forwarder.zone.set_service_cidrs(ranges);
     }
 
     /// Replaces the views' prefixes; index = view number.

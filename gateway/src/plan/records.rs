@@ -1,29 +1,45 @@
 //! The names of a Service: Kubernetes' DNS-based service discovery, version 1.1.0, with CoreDNS' answers where that is silent.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use super::{Backends, PlanConfig, Problems, Record, RecordData};
 use crate::model::{Protocol, Service, ServiceKind, ServicePort};
 
 /// The version of the specification that `dns-version` names.
-const DNS_SCHEMA_VERSION: &str = "1.1.0";
-/// It does not change while a cluster lives; CoreDNS' value.
-const DNS_SCHEMA_TTL: u32 = 28_800;
+pub const DNS_SCHEMA_VERSION: &str = "1.1.0";
+/// TTL of `dns-version` in seconds: it does not change while a cluster lives. CoreDNS' value.
+pub const DNS_SCHEMA_TTL: u32 = 28_800;
 
-/// What the zone has besides its Services: `dns-version`, the name server's own name, and the node above the namespaces.
+/// What the zone has besides its Services: `dns-version`, the name server's own name, and the nodes above the namespaces.
 pub fn zone_records(config: &PlanConfig) -> Vec<Record> {
-    let views = config.all_views();
+    // For every view there is or will be: they say nothing of what the cluster holds.
+    let views = u64::MAX;
     let record = |name: &str, ttl, data| Record { name: format!("{name}.{}", config.cluster_domain), ttl, views, data };
     let mut records = vec![
         record("dns-version", DNS_SCHEMA_TTL, RecordData::Txt(DNS_SCHEMA_VERSION.into())),
         record("ns.dns", config.ttl, RecordData::Exists),
+        record("pod", config.ttl, RecordData::Exists),
         record("svc", config.ttl, RecordData::Exists),
     ];
     let addresses: BTreeSet<IpAddr> =
-        config.dns_listen.iter().map(|l| l.ip()).filter(|ip| !ip.is_unspecified()).collect();
+        config.dns_listen.iter().map(|l| l.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback()).collect();
     records.extend(addresses.into_iter().map(|ip| record("ns.dns", config.ttl, RecordData::Address(ip))));
     records.sort();
     records
+}
+
+/// The names that exist because their namespace does, whatever is in it.
+pub(super) fn of_namespace(namespace: &str, views: u64, config: &PlanConfig) -> impl Iterator<Item = Record> {
+    let above: &[&str] = if config.pods { &["svc", "pod"] } else { &["svc"] };
+    above.iter().map(move |above| Record {
+        name: format!("{namespace}.{above}.{}", config.cluster_domain),
+        ttl: config.ttl,
+        views,
+        data: RecordData::Exists,
+    })
 }
 
 pub(super) fn of(
@@ -37,18 +53,18 @@ pub(super) fn of(
 ) -> Vec<Record> {
     let name = format!("{}.{}.svc.{}", service.name.name, service.name.namespace, config.cluster_domain);
     let mut out = Names { records: BTreeSet::new(), ttl: config.ttl, views };
-    out.add(name.clone(), RecordData::Exists);
+    out.records.extend(of_namespace(&service.name.namespace, views, config));
     match &service.kind {
-        ServiceKind::ExternalName(target) => external(&name, target, &mut out, problems),
-        ServiceKind::ClusterIp(_) => {
-            out.endpoints(&name, backends);
-            for vip in vips {
-                out.add(name.clone(), RecordData::Address(*vip));
-            }
-            for port in ports.iter().filter(|port| !port.name.is_empty() && !vips.is_empty()) {
-                out.srv(&name, &port.name, port.protocol, weight(vips.len()), port.port, name.clone());
-            }
+        ServiceKind::ExternalName(target) => {
+            out.add(name.clone(), RecordData::Exists);
+            external(&name, target, &mut out, problems);
         }
+        ServiceKind::ClusterIp(_) => {
+            out.add(name.clone(), RecordData::Exists);
+            out.endpoints(&name, backends);
+            cluster_ip(&name, vips, ports, &mut out);
+        }
+        // Without a ready endpoint there is no such name: section 2.4.1 of the specification.
         ServiceKind::Headless => {
             out.endpoints(&name, backends);
             headless(&name, backends, &mut out);
@@ -59,10 +75,9 @@ pub(super) fn of(
 
 fn external(name: &str, target: &str, out: &mut Names, problems: &mut Problems) {
     let target = target.strip_suffix('.').unwrap_or(target).to_ascii_lowercase();
-    if target.parse::<IpAddr>().is_ok() {
-        problems.say(format!(
-            "externalName {target} is an address, and a CNAME needs a name: use a headless Service with endpoints"
-        ));
+    if let Ok(addr) = target.parse::<IpAddr>() {
+        // No CNAME leads to an address, but what is meant is plain.
+        out.add(name.to_owned(), RecordData::Address(addr));
     } else if !is_domain(&target) {
         problems.say(format!("externalName {target:?} is not a domain name and has no record"));
     } else {
@@ -70,22 +85,45 @@ fn external(name: &str, target: &str, out: &mut Names, problems: &mut Problems) 
     }
 }
 
+fn cluster_ip(name: &str, vips: &[IpAddr], ports: &[&ServicePort], out: &mut Names) {
+    for vip in vips {
+        out.add(name.to_owned(), RecordData::Address(*vip));
+        out.add(reverse(*vip), RecordData::Ptr(name.to_owned()));
+    }
+    if vips.is_empty() {
+        return;
+    }
+    for port in ports {
+        // The plain name has a record for each port, named or not.
+        out.srv(name.to_owned(), weight(ports.len() * vips.len()), port.port, name.to_owned());
+        if !port.name.is_empty() {
+            out.srv(service_name(name, &port.name, port.protocol), weight(vips.len()), port.port, name.to_owned());
+        }
+    }
+}
+
 fn headless(name: &str, backends: &Backends, out: &mut Names) {
     for endpoint in &backends.named {
         out.add(name.to_owned(), RecordData::Address(endpoint.addr));
     }
-    // One SRV set a port name: the endpoints of all slices that have it share the weight.
-    let ports = || backends.named.iter().flat_map(|e| e.ports.iter().map(move |p| (e, p)));
-    let served: BTreeSet<_> =
-        ports().filter(|(_, p)| !p.name.is_empty()).map(|(_, p)| (p.name.as_str(), p.protocol)).collect();
-    for (port_name, protocol) in served {
-        let members: BTreeSet<(String, u16)> = ports()
-            .filter(|(_, p)| p.name == port_name && p.protocol == protocol)
-            .filter_map(|(e, p)| Some((host(e.addr, e.hostname), p.port.filter(|n| *n != 0)?)))
-            .collect();
+    // One SRV set a port name, of the endpoints of all slices that have it; and one of them all at the plain name. The
+    // addresses of a set share the weight, also where a host name has several of them.
+    let mut sets: BTreeMap<String, BTreeSet<(String, u16, IpAddr)>> = BTreeMap::new();
+    for endpoint in &backends.named {
+        let host = host(endpoint.addr, endpoint.hostname);
+        for port in endpoint.ports {
+            let Some(number) = port.port.filter(|number| *number != 0) else { continue };
+            let member = (format!("{host}.{name}"), number, endpoint.addr);
+            if !port.name.is_empty() {
+                sets.entry(service_name(name, &port.name, port.protocol)).or_default().insert(member.clone());
+            }
+            sets.entry(name.to_owned()).or_default().insert(member);
+        }
+    }
+    for (owner, members) in sets {
         let weight = weight(members.len());
-        for (host, number) in members {
-            out.srv(name, port_name, protocol, weight, number, format!("{host}.{name}"));
+        for (target, number, _) in members {
+            out.srv(owner.clone(), weight, number, target);
         }
     }
 }
@@ -101,15 +139,36 @@ impl Names {
         self.records.insert(Record { name, ttl: self.ttl, views: self.views, data });
     }
 
-    /// A name for each ready endpoint, of ClusterIP Services too, as in CoreDNS.
+    /// A name for each ready endpoint and a pointer back, of ClusterIP Services too, as in CoreDNS.
     fn endpoints(&mut self, name: &str, backends: &Backends) {
         for endpoint in &backends.named {
-            self.add(format!("{}.{name}", host(endpoint.addr, endpoint.hostname)), RecordData::Address(endpoint.addr));
+            let own = format!("{}.{name}", host(endpoint.addr, endpoint.hostname));
+            self.add(reverse(endpoint.addr), RecordData::Ptr(own.clone()));
+            self.add(own, RecordData::Address(endpoint.addr));
         }
     }
 
-    fn srv(&mut self, name: &str, port: &str, protocol: Protocol, weight: u16, number: u16, target: String) {
-        self.add(format!("_{port}._{}.{name}", protocol.name()), RecordData::Srv(0, weight, number, target));
+    fn srv(&mut self, owner: String, weight: u16, port: u16, target: String) {
+        self.add(owner, RecordData::Srv(0, weight, port, target));
+    }
+}
+
+/// The name of a port of a Service.
+fn service_name(name: &str, port: &str, protocol: Protocol) -> String {
+    format!("_{port}._{}.{name}", protocol.name())
+}
+
+/// The name that the pointer of an address is at.
+fn reverse(addr: IpAddr) -> String {
+    match addr {
+        IpAddr::V4(addr) => {
+            let [a, b, c, d] = addr.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(addr) => {
+            let nibbles = addr.octets().into_iter().rev().flat_map(|byte| [byte & 0xf, byte >> 4]);
+            nibbles.map(|nibble| format!("{nibble:x}.")).collect::<String>() + "ip6.arpa"
+        }
     }
 }
 

@@ -19,6 +19,7 @@ fn config() -> PlanConfig {
         ttl: 5,
         vips: VipKinds::default(),
         own: vec![],
+        pods: false,
     }
 }
 
@@ -67,9 +68,15 @@ fn frontends(plan: &ServicePlan) -> Vec<String> {
     plan.frontends.iter().map(line).collect()
 }
 
-/// `name type data`, without the zone.
+/// `name type data`, without the zone, pointers, and what says that the namespace exists.
 fn records(plan: &ServicePlan) -> Vec<String> {
-    plan.records.iter().map(record).collect()
+    let own = |line: &String| !line.contains(" PTR ") && line != "shop exists";
+    plan.records.iter().map(record).filter(own).collect()
+}
+
+/// The pointers, as above.
+fn pointers(plan: &ServicePlan) -> Vec<String> {
+    plan.records.iter().map(record).filter(|line| line.contains(" PTR ")).collect()
 }
 
 fn record(record: &Record) -> String {
@@ -79,7 +86,7 @@ fn record(record: &Record) -> String {
         RecordData::Srv(priority, weight, port, target) => {
             format!("SRV {priority} {weight} {port} {}", target.trim_end_matches(".svc.cluster.local"))
         }
-        RecordData::Ptr(target) => format!("PTR {target}"),
+        RecordData::Ptr(target) => format!("PTR {}", target.trim_end_matches(".svc.cluster.local")),
         RecordData::Txt(text) => format!("TXT {text}"),
         RecordData::Exists => "exists".into(),
     };
@@ -348,14 +355,66 @@ fn a_cluster_ip_service_has_its_address_its_ports_and_its_endpoints_names() {
             "_http._tcp.web.shop SRV 0 100 80 web.shop",
             "db-0.web.shop A 10.42.0.2",
             "web.shop A 10.1.0.10",
+            "web.shop SRV 0 100 80 web.shop",
             "web.shop exists",
         ]
     );
-    assert!(plan(&yaml).records.iter().all(|r| r.name.ends_with("web.shop.svc.cluster.local")));
+    assert_eq!(
+        pointers(&plan(&yaml)),
+        [
+            "1.0.42.10.in-addr.arpa PTR 10-42-0-1.web.shop",
+            "10.0.1.10.in-addr.arpa PTR web.shop",
+            "2.0.42.10.in-addr.arpa PTR db-0.web.shop",
+        ]
+    );
     assert_eq!(
         records(&plan(&service(WEB))),
-        ["_http._tcp.web.shop SRV 0 100 80 web.shop", "web.shop A 10.1.0.10", "web.shop exists"]
+        [
+            "_http._tcp.web.shop SRV 0 100 80 web.shop",
+            "web.shop A 10.1.0.10",
+            "web.shop SRV 0 100 80 web.shop",
+            "web.shop exists",
+        ]
     );
+}
+
+#[test]
+fn the_plain_name_has_a_service_record_for_each_port_and_they_share_the_weight() {
+    let ports = "[{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53}, {port: 9}]";
+    let dual = plan(&service(&format!("clusterIPs: [10.1.0.10, 'fd00:1::10'], ports: {ports}")));
+    let srv: Vec<String> = records(&dual).into_iter().filter(|line| line.contains("SRV")).collect();
+    assert_eq!(
+        srv,
+        [
+            "_dns-tcp._tcp.web.shop SRV 0 50 53 web.shop",
+            "_dns._udp.web.shop SRV 0 50 53 web.shop",
+            "_http._tcp.web.shop SRV 0 50 80 web.shop",
+            "web.shop SRV 0 12 9 web.shop",
+            "web.shop SRV 0 12 53 web.shop",
+            "web.shop SRV 0 12 80 web.shop",
+        ]
+    );
+    let long = "0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa PTR web.shop";
+    assert_eq!(pointers(&dual), [long, "10.0.1.10.in-addr.arpa PTR web.shop"]);
+}
+
+#[test]
+fn a_namespace_exists_with_its_object_or_its_services_and_for_whom_it_may_be_seen() {
+    let lines = |plan: &ServicePlan| plan.records.iter().map(|r| (r.name.clone(), r.views)).collect::<Vec<_>>();
+    let namespace = cluster("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    let mut config = config();
+    let (svc, pod) = ("shop.svc.cluster.local".to_owned(), "shop.pod.cluster.local".to_owned());
+    let plan = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
+    assert_eq!(lines(&plan), [(svc.clone(), VIEWS)]);
+    config.pods = true;
+    let plan = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
+    assert_eq!(lines(&plan), [(svc.clone(), VIEWS), (pod.clone(), VIEWS)]);
+    assert!(plan_namespace(&namespace, "ops", &config).is_none());
+    let headless = plan_with(&service("clusterIP: None"), "shop/web", &config);
+    assert_eq!(lines(&headless), [(pod, VIEWS), (svc, VIEWS)], "also where no name of its Service does");
+    config.views = vec![Some(vec!["other".into()])];
+    let hidden = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
+    assert_eq!(hidden.records, []);
 }
 
 #[test]
@@ -376,25 +435,40 @@ fn a_headless_service_has_the_addresses_of_its_ready_endpoints() {
             "web.shop A 10.42.0.1",
             "web.shop A 10.42.0.3",
             "web.shop A fd00:42::",
-            "web.shop exists",
+            "web.shop SRV 0 33 5432 10-42-0-3.web.shop",
+            "web.shop SRV 0 33 5432 db-0.web.shop",
+            "web.shop SRV 0 33 5432 fd00-42--0.web.shop",
+        ]
+    );
+    assert_eq!(
+        pointers(&plan(&(service(headless) + &slices))),
+        [
+            "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.4.0.0.0.0.d.f.ip6.arpa PTR fd00-42--0.web.shop",
+            "1.0.42.10.in-addr.arpa PTR db-0.web.shop",
+            "3.0.42.10.in-addr.arpa PTR 10-42-0-3.web.shop",
         ]
     );
     let published = plan(&(service(&format!("{headless}, publishNotReadyAddresses: true")) + &slices));
     assert!(records(&published).contains(&"db-1.web.shop A 10.42.0.2".to_owned()));
-    assert_eq!(records(&plan(&service(headless))), ["web.shop exists"], "no endpoint, but the name is there");
+    assert_eq!(records(&plan(&service(headless))), Vec::<String>::new(), "no endpoint, no name");
 }
 
 #[test]
 fn a_headless_service_without_ports_has_names() {
     let yaml = service("clusterIP: None") + &slice("web-1", "IPv4", "", "addresses: [10.42.0.1]");
-    assert_eq!(records(&plan(&yaml)), ["10-42-0-1.web.shop A 10.42.0.1", "web.shop A 10.42.0.1", "web.shop exists"]);
+    assert_eq!(records(&plan(&yaml)), ["10-42-0-1.web.shop A 10.42.0.1", "web.shop A 10.42.0.1"]);
 }
 
 #[test]
 fn an_external_name_is_an_alias() {
     let external = |target: &str| plan(&service(&format!("type: ExternalName, externalName: '{target}'")));
     assert_eq!(records(&external("Example.COM.")), ["web.shop CNAME example.com", "web.shop exists"]);
-    for wrong in ["192.0.2.1", "", "a b.com", "a..b"] {
+    for (addr, record) in [("192.0.2.1", "web.shop A 192.0.2.1"), ("2001:DB8::1", "web.shop A 2001:db8::1")] {
+        let plan = external(addr);
+        assert_eq!(records(&plan), [record, "web.shop exists"], "what is meant by an address is plain");
+        assert_eq!(plan.problems, Vec::<String>::new());
+    }
+    for wrong in ["", "a b.com", "a..b"] {
         let plan = external(wrong);
         assert_eq!(records(&plan), ["web.shop exists"], "{wrong}");
         assert_eq!(plan.problems.len(), 1, "{wrong}: {:?}", plan.problems);
@@ -414,9 +488,9 @@ fn endpoints_objects_serve_a_service_that_has_no_slices() {
 #[test]
 fn the_zone_itself_has_its_version_and_its_name_server() {
     let mut config = config();
-    config.dns_listen = ["10.90.2.100:53", "0.0.0.0:5353"].iter().map(|l| l.parse().unwrap()).collect();
+    config.dns_listen = ["10.90.2.100:53", "0.0.0.0:5353", "127.0.0.1:53"].iter().map(|l| l.parse().unwrap()).collect();
     let zone = zone_records(&config);
     let lines: Vec<String> = zone.iter().map(record).collect();
-    assert_eq!(lines, ["dns-version TXT 1.1.0", "ns.dns A 10.90.2.100", "ns.dns exists", "svc exists"]);
-    assert!(zone.iter().all(|r| r.views == 0b11 && r.name.ends_with(".cluster.local")));
+    assert_eq!(lines, ["dns-version TXT 1.1.0", "ns.dns A 10.90.2.100", "ns.dns exists", "pod exists", "svc exists"]);
+    assert!(zone.iter().all(|r| r.views == u64::MAX && r.name.ends_with(".cluster.local")));
 }

@@ -1,6 +1,7 @@
 //! The resolver as its clients and the kernel see it: real sockets on loopback, a real Unbound and a hostile server upstream, and a
 //! recording table in the kernel's place, which answers like the kernel from nothing but what was put into it.
 
+mod cluster;
 mod fake;
 mod forward;
 mod hostile;

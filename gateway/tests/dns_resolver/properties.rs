@@ -47,7 +47,8 @@ fn zone() -> (Zone, Arc<Recorder>, Arc<Publisher>, Arc<Stats>) {
     let stats = Arc::new(Stats::default());
     let store: SharedStore = Arc::<Recorder>::clone(&kernel);
     let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
-    let config = ZoneConfig { domain: "cluster.local", ttl: 30, negative_ttl: 30, serial: 1, fixed: Vec::new() };
+    let config =
+        ZoneConfig { domain: "cluster.local", ttl: 30, negative_ttl: 30, serial: 1, fixed: Vec::new(), pods: false };
     let zone = Zone::new(&config, Arc::clone(&publisher)).expect("a zone");
     zone.synced();
     (zone, kernel, publisher, stats)

@@ -109,8 +109,10 @@ impl<'a> Lookup for At<'a> {
         self.tables.entries.get(&DnsKey { qtype, flags: bits, ..self.key }).map(|(entry, _)| entry)
     }
     fn zone(&mut self) -> Option<&'a Zone> {
-        let zone = self.tables.zones.get(&0)?;
-        is_below(&self.key, self.key.len.into(), &zone.name, zone.name_len.into()).then_some(zone)
+        let zones = self.tables.zones.values().filter(|zone| zone.name_len > 0);
+        zones
+            .filter(|zone| is_below(&self.key, self.key.len.into(), &zone.name, zone.name_len.into()))
+            .max_by_key(|zone| zone.name_len)
     }
     fn now(&mut self) -> u64 {
         self.now

@@ -1,18 +1,19 @@
 //! How the zone's records become answers.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use gateway_common::{
     dns::{
         build::{self, Answer, BuildError, EntryBuilder, Record, Soa},
         wire,
     },
+    limits::DNS_MAX_UDP,
     maps::{self, dns_key},
 };
 
 use super::{
     ALL_VIEWS, TYPE_HINFO, ZoneConfig,
-    tree::{Node, RrSet, Tree},
+    tree::{Node, RrSet, Tree, rtype, target},
 };
 use crate::{
     dns::{learn::Rr, name},
@@ -22,6 +23,8 @@ use crate::{
 /// Bytes of records in one answer: what is left of a message without header, question and OPT, rounded down. A headless Service of
 /// some thousands of endpoints has more; no client can be given them all at once.
 const MAX_BODY: usize = 64_000;
+/// A pointer has 14 bits.
+const POINTER_REACH: usize = 1 << 14;
 /// HINFO "RFC8482" "".
 const MINIMAL_ANY: &[u8] = b"\x07RFC8482\x00";
 
@@ -36,33 +39,49 @@ pub struct Wanted {
     pub split: bool,
 }
 
-/// The zone's own records, and how answers are made.
+/// The zones' own records, and how answers are made.
 pub struct Answers {
-    apex: Box<[u8]>,
     soa: Vec<u8>,
     soa_ttl: u32,
     ns: Vec<u8>,
+    mailbox: Vec<u8>,
     ttl: u32,
+    negative_ttl: u32,
     serial: u32,
 }
 
 impl Answers {
-    /// The maker, and the zone for the tables, not complete yet.
-    pub fn new(apex: Box<[u8]>, config: &ZoneConfig<'_>) -> Result<(Self, maps::Zone), BuildError> {
-        let below = |labels: &[u8]| [labels, &apex[..]].concat();
-        let ns = below(b"\x02ns\x03dns");
-        let soa = Soa {
-            mname: &ns,
-            rname: &below(b"\x0ahostmaster"),
+    /// The maker for the cluster's domain and its reverse zones, which have the same name server.
+    pub fn new(domain: &[u8], config: &ZoneConfig<'_>) -> Self {
+        let below = |labels: &[u8]| [labels, domain].concat();
+        let mut answers = Self {
+            soa: Vec::new(),
+            soa_ttl: config.ttl.min(config.negative_ttl),
+            ns: below(b"\x02ns\x03dns"),
+            mailbox: below(b"\x0ahostmaster"),
+            ttl: config.ttl,
+            negative_ttl: config.negative_ttl,
             serial: config.serial,
+        };
+        answers.soa = answers.soa().rdata();
+        answers
+    }
+
+    fn soa(&self) -> Soa<'_> {
+        Soa {
+            mname: &self.ns,
+            rname: &self.mailbox,
+            serial: self.serial,
             refresh: 7200,
             retry: 1800,
             expire: 86_400,
-            minimum: config.negative_ttl,
-        };
-        let zone = build::zone(&apex, &soa, config.ttl, false)?;
-        let (soa, soa_ttl) = (soa.rdata(), config.ttl.min(config.negative_ttl));
-        Ok((Self { soa, soa_ttl, ns, ttl: config.ttl, serial: config.serial, apex }, zone))
+            minimum: self.negative_ttl,
+        }
+    }
+
+    /// A zone for the tables, not complete yet.
+    pub fn zone(&self, apex: &[u8]) -> Result<maps::Zone, BuildError> {
+        build::zone(apex, &self.soa(), self.ttl, false)
     }
 
     /// Serial of the SOA.
@@ -70,14 +89,22 @@ impl Answers {
         self.serial
     }
 
+    /// The name that the NS records say, whose addresses go with them.
+    pub fn name_server(&self) -> &[u8] {
+        &self.ns
+    }
+
     /// The entries that a name should have, the one that says that it exists last.
     pub fn wanted(&self, tree: &Tree, name: &[u8]) -> Result<Vec<Wanted>, BuildError> {
         let Some(node) = tree.get(name) else { return Ok(Vec::new()) };
         let mut wanted = Vec::with_capacity(4);
-        if *name == *self.apex {
+        if tree.apexes().iter().any(|apex| **apex == *name) {
             for (qtype, ttl, rdata) in [(wire::SOA, self.soa_ttl, &self.soa), (wire::NS, self.ttl, &self.ns)] {
                 let mut builder = EntryBuilder::zone(name, node.views())?;
                 builder.answer(Record::new(name, qtype, ttl, rdata))?;
+                if qtype == wire::NS {
+                    addresses(&mut builder, tree, [&*self.ns], node.views())?;
+                }
                 wanted.push(Wanted { qtype, answer: Arc::new(builder.build()?), split: false });
             }
         }
@@ -87,11 +114,11 @@ impl Answers {
             let answer = if split {
                 EntryBuilder::zone(name, set.views())?.build()?
             } else {
-                answer(name, qtype, &set, set.views())?
+                answer(tree, name, qtype, &set, set.views())?
             };
             wanted.push(Wanted { qtype, answer: Arc::new(answer), split });
         }
-        if name::is_within(name, &self.apex) {
+        if tree.zone_of(name).is_some() {
             let answer = match node.rrset(wire::CNAME) {
                 Some(_) => build::exists_as_alias(name, node.views())?,
                 None => build::exists(name, node.views())?,
@@ -99,6 +126,14 @@ impl Answers {
             wanted.push(Wanted { qtype: dns_key::EXISTS, answer: Arc::new(answer), split: false });
         }
         Ok(wanted)
+    }
+
+    /// One address that no record holds: a pod's, read out of its name.
+    pub fn address(&self, name: &[u8], addr: IpAddr) -> Option<Answer> {
+        let data = RecordData::Address(addr);
+        let mut builder = EntryBuilder::zone(name, ALL_VIEWS).ok()?;
+        builder.answer(Record::new(name, rtype(&data)?, self.ttl, &rdata(&data)?)).ok()?;
+        builder.build().ok()
     }
 
     /// RFC 8482: one record, that says why there are not more.
@@ -110,9 +145,9 @@ impl Answers {
 }
 
 /// What some views see of a set whose records not all views see; `None`: nothing.
-pub fn for_views(node: &Node, name: &[u8], qtype: u16, views: u64) -> Option<Answer> {
-    let set = node.rrset(qtype)?;
-    (set.views() & views != 0).then(|| answer(name, qtype, &set, views).ok()).flatten()
+pub fn for_views(tree: &Tree, name: &[u8], qtype: u16, views: u64) -> Option<Answer> {
+    let set = tree.get(name)?.rrset(qtype)?;
+    (set.views() & views != 0).then(|| answer(tree, name, qtype, &set, views).ok()).flatten()
 }
 
 /// The alias that some views see at a name.
@@ -122,11 +157,11 @@ pub fn alias(node: &Node, name: &[u8], views: u64) -> Option<Rr> {
     Some(Rr { owner: name.to_vec(), rtype: wire::CNAME, class: wire::IN, ttl: set.ttl, rdata: rdata(data)? })
 }
 
-fn answer(name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> Result<Answer, BuildError> {
+fn answer(tree: &Tree, name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> Result<Answer, BuildError> {
     let mut builder = EntryBuilder::zone(name, views)?;
     let mut room = MAX_BODY;
-    let visible = set.records.iter().filter(|(_, mask)| mask & views != 0);
-    for rdata in visible.filter_map(|(data, _)| rdata(data)) {
+    let visible = || set.records.iter().filter(|(_, mask)| mask & views != 0).map(|(data, _)| *data);
+    for rdata in visible().filter_map(rdata) {
         // A pointer, type, class, TTL and length before the data.
         let Some(left) = room.checked_sub(12 + rdata.len()) else {
             tracing::warn!(name = name::to_text(name), "more records than a DNS message holds: the rest is left out");
@@ -135,7 +170,40 @@ fn answer(name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> Result<Answer
         room = left;
         builder.answer(Record::new(name, qtype, set.ttl, &rdata))?;
     }
+    let targets: BTreeSet<Box<[u8]>> = visible().filter_map(target).collect();
+    addresses(&mut builder, tree, targets.iter().map(|target| &**target), views)?;
     builder.build()
+}
+
+/// Puts the addresses of names into the additional section: those that every one of `views` sees, and whole names only, as long as
+/// they do not make a message that UDP carries one that it does not.
+fn addresses<'t>(
+    builder: &mut EntryBuilder,
+    tree: &Tree,
+    targets: impl IntoIterator<Item = &'t [u8]>,
+    views: u64,
+) -> Result<(), BuildError> {
+    let udp = usize::from(DNS_MAX_UDP);
+    let most = if builder.message_len() <= udp { udp } else { MAX_BODY };
+    for target in targets {
+        let Some(node) = tree.get(target) else { continue };
+        let mut records = Vec::new();
+        for qtype in [wire::A, wire::AAAA] {
+            let Some(set) = node.rrset(qtype) else { continue };
+            let seen = set.records.iter().filter(|(_, mask)| mask & views == views);
+            records.extend(seen.filter_map(|(data, _)| Some((qtype, set.ttl, rdata(data)?))));
+        }
+        // At worst the owner is spelt out, because a pointer does not reach so far.
+        let owner = if builder.message_len() < POINTER_REACH { 2 } else { target.len() };
+        let size: usize = records.iter().map(|(.., rdata)| owner + 10 + rdata.len()).sum();
+        if builder.message_len() + size > most {
+            continue;
+        }
+        for (qtype, ttl, rdata) in records {
+            builder.additional(Record::new(target, qtype, ttl, &rdata))?;
+        }
+    }
+    Ok(())
 }
 
 /// Data in wire format, names spelt out; `None` when a name in it is none.

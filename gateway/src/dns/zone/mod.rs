@@ -5,6 +5,8 @@
 //! expired, which sends the query to the forwarder, and the forwarder builds the answer of that view.
 
 mod answers;
+mod pods;
+mod reverse;
 mod tree;
 
 use std::{
@@ -12,6 +14,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use bytemuck::Zeroable as _;
 use gateway_common::{
     dns::{
         build::{Answer, BuildError, key},
@@ -20,8 +23,10 @@ use gateway_common::{
         table::Table,
         wire,
     },
+    limits::MAX_ZONES,
     maps::{self, DnsKey, dns_key},
 };
+use ipnet::IpNet;
 
 use self::{
     answers::{Answers, Wanted},
@@ -30,7 +35,7 @@ use self::{
 use super::{DnsError, learn::Rr, name, publish::Publisher, stats::ZoneInfo};
 use crate::{
     model::ObjectName,
-    plan::{Record, ServicePlan},
+    plan::{Record, RecordData, ServicePlan},
 };
 
 /// Type HINFO.
@@ -41,7 +46,9 @@ pub const TYPE_ANY: u16 = 255;
 pub const ALL_VIEWS: u64 = u64::MAX;
 
 /// Slot of the cluster zone in the kernel's table.
-const SLOT: usize = 0;
+const DOMAIN: usize = 0;
+/// Slot of the names of pods, when they are answered from the name alone: the forwarder does that.
+const PODS: usize = 1;
 /// `expires` of entries that send a query to the forwarder: long ago, but not 0, which is never.
 const ASK_FORWARDER: u64 = 1;
 
@@ -75,8 +82,20 @@ struct Inner {
     /// What the kernel refused, and what it would not remove.
     pending: HashSet<DnsKey>,
     synced: bool,
-    /// The zone in the forwarder's table; complete when the first snapshot is in.
-    zone: Arc<maps::Zone>,
+    /// The zones, by their slots in the tables.
+    slots: [Slot; MAX_ZONES],
+    /// The cluster's domain, for its negative answers.
+    domain: Arc<maps::Zone>,
+    /// `pod` and the cluster's domain, when names of pods are answered.
+    pods: Option<Box<[u8]>>,
+}
+
+/// A slot of the zone tables; all zero when there is no zone in it.
+#[derive(Clone, Copy)]
+struct Slot {
+    zone: maps::Zone,
+    /// Everything in it is known, once the first snapshot is in.
+    whole: bool,
     in_kernel: maps::Zone,
 }
 
@@ -98,6 +117,8 @@ pub struct ZoneConfig<'a> {
     pub serial: u32,
     /// Records that no Service owns.
     pub fixed: Vec<Record>,
+    /// Names of pods are answered from the name alone, where their namespace exists.
+    pub pods: bool,
 }
 
 impl Zone {
@@ -108,12 +129,25 @@ impl Zone {
     pub fn new(config: &ZoneConfig<'_>, publisher: Arc<Publisher>) -> Result<Self, DnsError> {
         let bad = || DnsError::Name { key: "dns.clusterDomain".to_owned(), name: config.domain.to_owned() };
         let apex = name::from_text(config.domain).filter(|apex| apex.len() > 1).ok_or_else(bad)?;
-        let (answers, zone) = Answers::new(apex.clone(), config).map_err(DnsError::ClusterDomain)?;
-        publisher.set_zone(SLOT, &zone).map_err(|source| DnsError::Zone { zone: config.domain.to_owned(), source })?;
+        let answers = Answers::new(&apex, config);
+        let zone = answers.zone(&apex).map_err(DnsError::ClusterDomain)?;
+        let pods = config.pods.then(|| [&b"\x03pod"[..], &apex].concat().into_boxed_slice());
+        let empty = Slot { zone: maps::Zone::zeroed(), whole: false, in_kernel: maps::Zone::zeroed() };
+        let mut slots = [empty; MAX_ZONES];
+        slots[DOMAIN] = Slot { zone, whole: true, ..empty };
+        if let Some(pods) = &pods {
+            slots[PODS].zone = answers.zone(pods).map_err(DnsError::ClusterDomain)?;
+        }
         let mut table = Table::default();
-        table.set_zone(SLOT, zone);
+        for (index, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.zone.name_len > 0) {
+            publisher
+                .set_zone(index, &slot.zone)
+                .map_err(|source| DnsError::Zone { zone: config.domain.to_owned(), source })?;
+            slot.in_kernel = slot.zone;
+            table.set_zone(index, slot.zone);
+        }
         let inner = Inner {
-            tree: Tree::new(apex),
+            tree: Tree::new(vec![apex]),
             answers,
             owned: HashMap::new(),
             table,
@@ -122,8 +156,9 @@ impl Zone {
             kernel: HashMap::new(),
             pending: HashSet::new(),
             synced: false,
-            zone: Arc::new(zone),
-            in_kernel: zone,
+            slots,
+            domain: Arc::new(zone),
+            pods,
         };
         let zone = Self { publisher, inner: RwLock::new(inner) };
         zone.change(None, config.fixed.iter().cloned().collect());
@@ -162,11 +197,7 @@ impl Zone {
         {
             inner.owned.insert(service.clone(), new);
         }
-        for name in &touched {
-            if let Err(error) = inner.renew(name, &self.publisher) {
-                tracing::error!(name = name::to_text(name), "the zone has no answer for this name: {error}");
-            }
-        }
+        inner.renew_all(touched, &self.publisher);
         inner.settle(&self.publisher);
     }
 
@@ -174,9 +205,50 @@ impl Zone {
     pub fn synced(&self) {
         let mut inner = self.write();
         inner.synced = true;
-        let zone = maps::Zone { complete: 1, ..*inner.zone };
-        inner.zone = Arc::new(zone);
-        inner.table.set_zone(SLOT, zone);
+        inner.set_slots();
+        inner.settle(&self.publisher);
+    }
+
+    /// The ranges of VIPs: their reverse zones are known as a whole, too. Costs as much as there are pointers when they change.
+    pub fn set_service_cidrs(&self, ranges: &[IpNet]) {
+        let mut inner = self.write();
+        let first = if inner.pods.is_some() { PODS + 1 } else { PODS };
+        let new = reverse::zones(ranges, MAX_ZONES - first);
+        if inner.tree.apexes()[1..] == new {
+            return;
+        }
+        // While entries come and go, the kernel denies nothing in these zones.
+        for slot in &mut inner.slots[first..] {
+            slot.zone = maps::Zone::zeroed();
+        }
+        inner.set_slots();
+        inner.settle(&self.publisher);
+        let pointers: Vec<(Box<[u8]>, Record)> = inner
+            .owned
+            .values()
+            .flatten()
+            .filter(|record| matches!(record.data, RecordData::Ptr(_)))
+            .filter_map(|record| Some((name::from_text(&record.name)?, record.clone())))
+            .collect();
+        let mut touched = BTreeSet::new();
+        for (wire, record) in pointers.iter().chain(&inner.own_names()) {
+            touched.extend(inner.tree.remove(wire, record));
+        }
+        inner.tree.set_reverse(new);
+        for (wire, record) in pointers.iter().chain(&inner.own_names()) {
+            touched.extend(inner.tree.add(wire, record));
+        }
+        inner.renew_all(touched, &self.publisher);
+        for (index, apex) in inner.tree.apexes()[1..].to_vec().iter().enumerate() {
+            match inner.answers.zone(apex) {
+                Ok(zone) => {
+                    let slot = &mut inner.slots[first + index];
+                    (slot.zone, slot.whole) = (zone, true);
+                }
+                Err(error) => tracing::warn!(zone = name::to_text(apex), "not known as a whole: {error}"),
+            }
+        }
+        inner.set_slots();
         inner.settle(&self.publisher);
     }
 
@@ -198,13 +270,13 @@ impl Zone {
         let (name, qtype) = (request.name(), request.query.qtype);
         let views = 1_u64.checked_shl(view.into()).unwrap_or(0);
         let node = inner.tree.get(name).filter(|node| node.views() & views != 0);
-        let inside = name::is_within(name, inner.tree.apex());
+        let inside = inner.tree.zone_of(name).is_some();
         if any && inside && node.is_some() {
-            return inner.answers.minimal_any(name).map_or(Found::Unknown, |answer| Found::Answer(Arc::new(answer)));
+            return found(inner.answers.minimal_any(name));
         }
         if !inner.split.is_empty()
             && inner.split.contains(&(name.into(), qtype))
-            && let Some(answer) = node.and_then(|node| answers::for_views(node, name, qtype, views))
+            && let Some(answer) = answers::for_views(&inner.tree, name, qtype, views)
         {
             return Found::Answer(Arc::new(answer));
         }
@@ -215,9 +287,7 @@ impl Zone {
             Outcome::Miss | Outcome::Expired if !inside => Found::Elsewhere,
             Outcome::Miss | Outcome::Expired => match node.and_then(|node| answers::alias(node, name, views)) {
                 Some(alias) => Found::Alias(alias),
-                // The alias is there, but for other views.
-                None if inner.synced => Found::Negative(Arc::clone(&inner.zone), wire::NOERROR),
-                None => Found::Unknown,
+                None => inner.find_pod(name, qtype, views, any),
             },
         }
     }
@@ -231,10 +301,10 @@ impl Zone {
     pub fn info(&self) -> ZoneInfo {
         let inner = self.read();
         ZoneInfo {
-            name: name::to_text(inner.tree.apex()),
+            name: name::to_text(inner.tree.domain()),
             serial: inner.answers.serial(),
             synced: inner.synced,
-            complete_in_kernel: inner.in_kernel.complete != 0,
+            complete_in_kernel: inner.slots[DOMAIN].in_kernel.complete != 0,
             names: inner.tree.len(),
             rrsets: inner.table.iter().filter(|(_, qtype, ..)| *qtype != dns_key::EXISTS).count() + inner.split.len(),
             kernel_entries: inner.kernel.len() - inner.pending.len().min(inner.kernel.len()),
@@ -244,6 +314,53 @@ impl Zone {
 }
 
 impl Inner {
+    /// What the tables leave open: a name of a pod, whose namespace exists for this view; a name that is there without what was asked
+    /// for (an alias for other views); or nothing.
+    fn find_pod(&self, name: &[u8], qtype: u16, views: u64, any: bool) -> Found {
+        let visible = |name: &[u8]| self.tree.get(name).is_some_and(|node| node.views() & views != 0);
+        let pod = self.pods.as_ref().and_then(|zone| pods::parse(name, zone));
+        let negative = |rcode| Found::Negative(Arc::clone(&self.domain), rcode);
+        match pod.filter(|(_, namespace)| visible(namespace)) {
+            Some(_) if any => found(self.answers.minimal_any(name)),
+            Some((addr, _)) if qtype == if addr.is_ipv4() { wire::A } else { wire::AAAA } => {
+                found(self.answers.address(name, addr))
+            }
+            Some(_) => negative(wire::NOERROR),
+            None if !self.synced => Found::Unknown,
+            None if visible(name) => negative(wire::NOERROR),
+            None => negative(wire::NXDOMAIN),
+        }
+    }
+
+    /// The reverse zones' own names, which exist for everyone.
+    fn own_names(&self) -> Vec<(Box<[u8]>, Record)> {
+        let record = |apex| Record { name: name::to_text(apex), ttl: 0, views: ALL_VIEWS, data: RecordData::Exists };
+        self.tree.apexes()[1..].iter().map(|apex| (apex.clone(), record(apex))).collect()
+    }
+
+    /// Brings the forwarder's table to what the slots say.
+    fn set_slots(&mut self) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            slot.zone.complete = u16::from(self.synced && slot.whole && slot.zone.name_len > 0);
+            self.table.set_zone(index, slot.zone);
+        }
+        self.domain = Arc::new(self.slots[DOMAIN].zone);
+    }
+
+    /// Renews names whose records changed, and those that tell their addresses.
+    fn renew_all(&mut self, mut names: BTreeSet<Box<[u8]>>, publisher: &Publisher) {
+        let mut pointing: Vec<Box<[u8]>> = names.iter().flat_map(|name| self.tree.pointing_to(name)).cloned().collect();
+        if names.contains(self.answers.name_server()) {
+            pointing.extend_from_slice(self.tree.apexes());
+        }
+        names.extend(pointing);
+        for name in &names {
+            if let Err(error) = self.renew(name, publisher) {
+                tracing::error!(name = name::to_text(name), "the zone has no answer for this name: {error}");
+            }
+        }
+    }
+
     /// Makes the entries of a name what they should be, here and in the kernel. Records go in before the name exists and out before
     /// it ceases to, so that a query in between is told of a type too few rather than sent away.
     fn renew(&mut self, name: &[u8], publisher: &Publisher) -> Result<(), BuildError> {
@@ -292,7 +409,7 @@ impl Inner {
             }
             Err(error) => {
                 if self.pending.is_empty() {
-                    let zone = name::to_text(self.tree.apex());
+                    let zone = name::to_text(self.tree.domain());
                     tracing::warn!(
                         "the kernel's table of answers refused an entry of {zone}, the forwarder answers what \
                                     it lacks: {error}"
@@ -308,17 +425,24 @@ impl Inner {
 
     /// The kernel may say that a name does not exist only while it has all that do.
     fn settle(&mut self, publisher: &Publisher) {
-        let complete = u16::from(self.synced && self.pending.is_empty());
-        if self.in_kernel.complete == complete {
-            return;
-        }
-        let zone = maps::Zone { complete, ..self.in_kernel };
-        match publisher.set_zone(SLOT, &zone) {
-            Ok(()) => self.in_kernel = zone,
-            Err(error) => {
-                let name = name::to_text(self.tree.apex());
-                tracing::warn!("the kernel's zone table refused the state of {name}: {error}");
+        let all = self.pending.is_empty();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let zone = maps::Zone { complete: slot.zone.complete * u16::from(all), ..slot.zone };
+            if slot.in_kernel == zone {
+                continue;
+            }
+            match publisher.set_zone(index, &zone) {
+                Ok(()) => slot.in_kernel = zone,
+                Err(error) => {
+                    let named = if zone.name_len > 0 { &zone } else { &slot.in_kernel };
+                    let name = name::to_text(&named.name[..named.name_len.into()]);
+                    tracing::warn!("the kernel's zone table refused the state of {name}: {error}");
+                }
             }
         }
     }
+}
+
+fn found(answer: Option<Answer>) -> Found {
+    answer.map_or(Found::Unknown, |answer| Found::Answer(Arc::new(answer)))
 }

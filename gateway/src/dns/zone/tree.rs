@@ -1,4 +1,5 @@
-//! The zone's names: which records each has, who may see them, and which names exist only because of names below them.
+//! The zones' names: which records each has, who may see them, which names exist only because of names below them, and whose answers
+//! tell the addresses of which other names.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -92,6 +93,14 @@ pub fn rtype(data: &RecordData) -> Option<u16> {
     }
 }
 
+/// The name whose addresses go with a record.
+pub fn target(data: &RecordData) -> Option<Box<[u8]>> {
+    match data {
+        RecordData::Srv(.., target) => name::from_text(target),
+        _ => None,
+    }
+}
+
 impl Node {
     /// Types that have records here, ascending.
     pub fn types(&self) -> Vec<u16> {
@@ -118,22 +127,49 @@ impl Node {
     }
 }
 
+/// A name in wire format.
+type Name = Box<[u8]>;
+
 /// Names by wire format.
 #[derive(Debug)]
 pub struct Tree {
-    apex: Box<[u8]>,
+    /// The zones' own names: the cluster's domain, then the reverse zones.
+    apexes: Vec<Box<[u8]>>,
     nodes: HashMap<Box<[u8]>, Node>,
+    /// Names whose records point to another, and by how many records, by that other name.
+    pointing: HashMap<Name, BTreeMap<Name, usize>>,
 }
 
 impl Tree {
-    /// An empty zone.
-    pub fn new(apex: Box<[u8]>) -> Self {
-        Self { apex, nodes: HashMap::new() }
+    /// Empty zones of these names, none of them inside another; the cluster's domain first.
+    pub fn new(apexes: Vec<Box<[u8]>>) -> Self {
+        Self { apexes, nodes: HashMap::new(), pointing: HashMap::new() }
     }
 
-    /// The zone's own name.
-    pub fn apex(&self) -> &[u8] {
-        &self.apex
+    /// The cluster's domain.
+    pub fn domain(&self) -> &[u8] {
+        self.apexes.first().map_or(&[], |apex| apex)
+    }
+
+    /// The zones' own names.
+    pub fn apexes(&self) -> &[Box<[u8]>] {
+        &self.apexes
+    }
+
+    /// Replaces the reverse zones. Whoever calls it has taken out every record below the old and the new ones, and puts them in again.
+    pub fn set_reverse(&mut self, zones: impl IntoIterator<Item = Box<[u8]>>) {
+        self.apexes.truncate(1);
+        self.apexes.extend(zones);
+    }
+
+    /// The name of the zone that a name is in; `None`: it is in none.
+    pub fn zone_of(&self, wire: &[u8]) -> Option<&[u8]> {
+        self.apexes.iter().find(|apex| name::is_within(wire, apex)).map(|apex| &**apex)
+    }
+
+    /// Names whose answers carry the addresses of this one.
+    pub fn pointing_to(&self, wire: &[u8]) -> impl Iterator<Item = &Box<[u8]>> {
+        self.pointing.get(wire).into_iter().flat_map(BTreeMap::keys)
     }
 
     /// Names, those that only exist because of names below them included.
@@ -146,10 +182,15 @@ impl Tree {
         self.nodes.get(wire)
     }
 
-    /// Adds one owner's record. Returns the names whose entries may differ now: its own, and those above it up to the apex that
+    /// Adds one owner's record. Returns the names whose entries may differ now: its own, and those above it up to its zone's that
     /// exist for other views than before.
     pub fn add(&mut self, wire: &[u8], record: &Record) -> Vec<Box<[u8]>> {
         let node = self.nodes.entry(wire.into()).or_default();
+        if !node.records.contains_key(&record.data)
+            && let Some(target) = target(&record.data)
+        {
+            *self.pointing.entry(target).or_default().entry(wire.into()).or_default() += 1;
+        }
         let holders = node.records.entry(record.data.clone()).or_default();
         holders.0.entry(record.ttl).or_default().add(record.views);
         self.each_level(wire, |masks| masks.add(record.views))
@@ -167,6 +208,7 @@ impl Tree {
             }
             if holders.0.is_empty() {
                 node.records.remove(&record.data);
+                self.release(wire, &record.data);
             }
         }
         let touched = self.each_level(wire, |masks| masks.remove(record.views));
@@ -178,11 +220,26 @@ impl Tree {
         touched
     }
 
-    /// Changes the masks of a name and of those above it, up to the apex; a name outside the zone has none above it.
+    /// One record less points from a name to its target.
+    fn release(&mut self, wire: &[u8], data: &RecordData) {
+        let Some(target) = target(data) else { return };
+        let Some(names) = self.pointing.get_mut(&target) else { return };
+        if let Some(records) = names.get_mut(wire) {
+            *records -= 1;
+            if *records == 0 {
+                names.remove(wire);
+            }
+        }
+        if names.is_empty() {
+            self.pointing.remove(&target);
+        }
+    }
+
+    /// Changes the masks of a name and of those above it, up to its zone's; a name in no zone has none above it.
     fn each_level(&mut self, wire: &[u8], change: impl Fn(&mut Masks)) -> Vec<Box<[u8]>> {
-        let levels = if name::is_within(wire, &self.apex) { usize::MAX } else { 1 };
+        let top = self.zone_of(wire).map_or(wire.len(), <[u8]>::len);
         let mut touched = Vec::with_capacity(4);
-        for (above, name) in name::upwards(wire).take(levels).enumerate() {
+        for (above, name) in name::upwards(wire).enumerate() {
             let node = self.nodes.entry(name.into()).or_default();
             let before = node.exists.union();
             let had_owners = !node.exists.is_empty();
@@ -190,7 +247,7 @@ impl Tree {
             if above == 0 || before != node.exists.union() || had_owners == node.exists.is_empty() {
                 touched.push(name.into());
             }
-            if name.len() == self.apex.len() {
+            if name.len() == top {
                 break;
             }
         }
@@ -216,7 +273,7 @@ mod tests {
 
     #[test]
     fn names_above_a_record_exist_for_whom_the_record_does_and_go_with_it() {
-        let mut tree = Tree::new(wire("cluster.local"));
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
         let (a, b) =
             (record("a.shop.svc.cluster.local", 1, address(1)), record("b.ops.svc.cluster.local", 2, address(2)));
         let touched = tree.add(&wire(&a.name), &a);
@@ -235,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_record_of_two_owners_stays_until_both_are_gone() {
-        let mut tree = Tree::new(wire("cluster.local"));
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
         let both = record("x.cluster.local", 1, address(1));
         tree.add(&wire(&both.name), &both);
         let touched = tree.add(&wire(&both.name), &both);
@@ -248,7 +305,7 @@ mod tests {
 
     #[test]
     fn an_rrset_whose_records_have_different_views_says_so() {
-        let mut tree = Tree::new(wire("cluster.local"));
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
         let name = wire("x.cluster.local");
         tree.add(&name, &record("x.cluster.local", 1, address(1)));
         tree.add(&name, &record("x.cluster.local", 3, address(2)));
@@ -258,8 +315,37 @@ mod tests {
     }
 
     #[test]
+    fn a_name_points_to_another_as_long_as_one_of_its_records_does() {
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
+        let (from, to) = (wire("_a._tcp.web.cluster.local"), wire("web.cluster.local"));
+        let srv = |port| {
+            let data = RecordData::Srv(0, 100, port, "web.cluster.local".to_owned());
+            record("_a._tcp.web.cluster.local", 1, data)
+        };
+        for port in [80, 80, 443] {
+            tree.add(&from, &srv(port));
+        }
+        for (port, points) in [(80, true), (443, true), (80, false)] {
+            tree.remove(&from, &srv(port));
+            assert_eq!(tree.pointing_to(&to).count() == 1, points, "after {port}");
+        }
+        assert!(tree.pointing.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_reverse_zone_has_the_names_between_its_own_and_a_pointer() {
+        let mut tree = Tree::new(vec![wire("cluster.local"), wire("1.10.in-addr.arpa")]);
+        let ptr = record("1.0.1.10.in-addr.arpa", 1, RecordData::Ptr("a.cluster.local".to_owned()));
+        tree.add(&wire(&ptr.name), &ptr);
+        assert_eq!(tree.get(&wire("0.1.10.in-addr.arpa")).map(Node::views), Some(1));
+        assert!(tree.get(&wire("1.10.in-addr.arpa")).is_some() && tree.get(&wire("10.in-addr.arpa")).is_none());
+        tree.remove(&wire(&ptr.name), &ptr);
+        assert_eq!(tree.len(), 0);
+    }
+
+    #[test]
     fn a_name_outside_the_zone_makes_no_names_above_it() {
-        let mut tree = Tree::new(wire("cluster.local"));
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
         let ptr = record("1.0.1.10.in-addr.arpa", 1, RecordData::Ptr("a.cluster.local".to_owned()));
         tree.add(&wire(&ptr.name), &ptr);
         assert_eq!(tree.len(), 1);
