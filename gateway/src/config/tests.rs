@@ -255,3 +255,56 @@ fn a_missing_file_is_named() {
     let error = Config::load(Path::new("/nonexistent/gateway.yaml")).expect_err("there is no such file");
     assert!(error.to_string().contains("/nonexistent/gateway.yaml: cannot be read"), "{error}");
 }
+
+/// docs/config.md: the file's text, and its YAML examples in order.
+fn documentation() -> (&'static str, Vec<&'static str>) {
+    let text = include_str!("../../../docs/config.md");
+    let examples = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    (text, examples)
+}
+
+#[test]
+fn the_documented_defaults_are_those_that_hold() {
+    let (_, examples) = documentation();
+    let [manifests, kubernetes, every_key] = examples[..] else { panic!("{} examples", examples.len()) };
+    parse(manifests).expect("the least config with manifests");
+    let least = parse(kubernetes).expect("the least config with a cluster");
+    assert_eq!(parse(every_key).expect("every key with its default"), least);
+}
+
+#[test]
+fn every_key_is_documented() {
+    let (text, examples) = documentation();
+    // An unknown key is refused with the list of those that are known.
+    let known = |config: &str| -> Vec<String> {
+        let line = error(config);
+        let (_, known) = line.split_once("or use ").unwrap_or_else(|| panic!("{line}"));
+        let known = known.split(" at line ").next().unwrap_or(known);
+        known.replace(" or ", ", ").split(", ").map(str::to_owned).collect()
+    };
+    let sections = [
+        ("", "nokey: 1"),
+        ("clients[].", "clients: [{nokey: 1}]"),
+        ("source.", "source: {nokey: 1}"),
+        ("source.kubernetes.", "source: {kubernetes: {nokey: 1}}"),
+        ("snat.", "snat: {nokey: 1}"),
+        ("dns.", "dns: {nokey: 1}"),
+        ("dns.forward[].", "dns: {forward: [{nokey: 1}]}"),
+        ("dns.tls.", "dns: {tls: {nokey: 1}}"),
+        ("dns.cache.", "dns: {cache: {nokey: 1}}"),
+        ("datapath.", "datapath: {nokey: 1}"),
+        ("datapath.timeouts.", "datapath: {timeouts: {nokey: 1}}"),
+    ];
+    for (prefix, config) in sections {
+        for key in known(config) {
+            let described = |key: &str| {
+                text.contains(&format!("| `{prefix}{key}` |")) || text.contains(&format!("| `{prefix}{key}."))
+            };
+            assert!(described(&key), "docs/config.md does not describe `{prefix}{key}`");
+            assert!(
+                examples[2].contains(&format!("{key}:")) || key == "manifests",
+                "{prefix}{key} is not among the defaults"
+            );
+        }
+    }
+}
