@@ -1,6 +1,10 @@
 //! Properties: the way to a state does not matter, and no message breaks anything.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use gateway::{
     dns::{
@@ -13,11 +17,12 @@ use gateway::{
         stats::{Stats, Transport},
         upstream::Ask,
         views::ViewTable,
-        zone::{Zone, ZoneConfig},
+        zone::{self, ZoneConfig},
     },
     model::ObjectName,
     plan::{Record, RecordData, ServicePlan},
 };
+use gateway_common::maps::Zone;
 use hickory_proto::{op::Message, rr::RecordType};
 use proptest::{
     prelude::{ProptestConfig, Strategy, any},
@@ -42,14 +47,14 @@ const NAMES: [&str; 8] = [
     "a-name-that-is-too-long-for-the-kernel-but-not-for-the-zone.web.shop.svc.cluster.local",
 ];
 
-fn zone() -> (Zone, Arc<Recorder>, Arc<Publisher>, Arc<Stats>) {
+fn zone() -> (zone::Zone, Arc<Recorder>, Arc<Publisher>, Arc<Stats>) {
     let kernel = Arc::new(Recorder::default());
     let stats = Arc::new(Stats::default());
     let store: SharedStore = Arc::<Recorder>::clone(&kernel);
     let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
     let config =
         ZoneConfig { domain: "cluster.local", ttl: 30, negative_ttl: 30, serial: 1, fixed: Vec::new(), pods: false };
-    let zone = Zone::new(&config, Arc::clone(&publisher)).expect("a zone");
+    let zone = zone::Zone::new(&config, Arc::clone(&publisher)).expect("a zone");
     zone.synced();
     (zone, kernel, publisher, stats)
 }
@@ -61,6 +66,7 @@ fn data() -> impl Strategy<Value = RecordData> {
         proptest::strategy::Just(RecordData::Cname("www.example.org".to_owned())),
         proptest::strategy::Just(RecordData::Txt("text".to_owned())),
         proptest::strategy::Just(RecordData::Srv(0, 100, 80, "web.shop.svc.cluster.local".to_owned())),
+        proptest::strategy::Just(RecordData::Ptr("web.shop.svc.cluster.local".to_owned())),
         proptest::strategy::Just(RecordData::Exists),
     ]
 }
@@ -96,20 +102,31 @@ proptest! {
     fn after_any_changes_the_kernel_holds_what_a_fresh_zone_would_put_there(changes in plans()) {
         let (changed, kernel, ..) = zone();
         let mut last = BTreeMap::new();
-        for (number, records) in &changes {
+        let ranges = ["10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/12"].map(|range| range.parse().expect("a range"));
+        let mut range = &ranges[..0];
+        for (turn, (number, records)) in changes.iter().enumerate() {
+            if number % 2 == 0 {
+                range = &ranges[turn % 3..][..1];
+                changed.set_service_cidrs(range);
+            }
             let gone = records.is_empty();
             changed.apply(&service(*number), (!gone).then(|| plan(records)).as_ref());
             last.insert(*number, records);
         }
         let (fresh, expected, ..) = zone();
+        fresh.set_service_cidrs(range);
         for (number, records) in &last {
             fresh.apply(&service(*number), Some(&plan(records)));
         }
-        let tables = |recorder: &Recorder| recorder.with(|tables| tables.entries.clone());
+        let used = |zones: &HashMap<usize, Zone>| {
+            zones.iter().filter(|(_, zone)| zone.name_len > 0).map(|(slot, zone)| (*slot, *zone)).collect::<BTreeMap<_, _>>()
+        };
+        let tables = |recorder: &Recorder| recorder.with(|tables| (tables.entries.clone(), used(&tables.zones)));
         prop_assert_eq!(tables(&kernel), tables(&expected));
         for number in last.keys() {
             changed.apply(&service(*number), None);
         }
+        changed.set_service_cidrs(&[]);
         prop_assert!(kernel.len() == 0, "nothing is left when all are gone: {}", kernel.len());
     }
 

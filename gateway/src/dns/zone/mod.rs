@@ -227,7 +227,7 @@ impl Zone {
             .owned
             .values()
             .flatten()
-            .filter(|record| matches!(record.data, RecordData::Ptr(_)))
+            .filter(|record| record.name.ends_with(".arpa"))
             .filter_map(|record| Some((name::from_text(&record.name)?, record.clone())))
             .collect();
         let mut touched = BTreeSet::new();
