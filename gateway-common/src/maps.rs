@@ -24,6 +24,10 @@ use crate::limits::{
     DNS_INLINE_BODY, DNS_LARGE_BODY, DNS_MAX_TTLS, DNS_NAME, DNS_SOA, MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES,
 };
 
+/// Version of what an agent inherits from pinned maps: [`ServiceKey`], [`Service`], [`Endpoint`], [`NextHop`], [`FlowKey`] and [`Flow`].
+/// Raise it with every change of their bytes or of what those mean: each version has a directory of its own.
+pub const LAYOUT: u32 = 1;
+
 /// An address family as a type: `[u8; 4]` or `[u8; 16]`, network order.
 pub trait Address: Pod + Copy + Eq {
     /// Bytes of an address.

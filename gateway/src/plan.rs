@@ -38,7 +38,7 @@ pub struct Frontend {
     pub views: u64,
     /// Endpoints that new flows go to, sorted, without duplicates, of the VIP's family.
     pub endpoints: Vec<Endpoint>,
-    /// Endpoints that keep the flows they have (terminating but serving, or too far for new ones), sorted.
+    /// Endpoints that keep the flows they have (terminating but serving, for TCP not ready, or too far for new ones), sorted.
     pub draining: Vec<Endpoint>,
     /// ClientIP affinity in seconds; 0: none.
     pub affinity: u32,

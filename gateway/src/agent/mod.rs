@@ -41,7 +41,10 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
         "ready"
     );
     tokio::select! {
-        name = end.signalled() => tracing::info!("{name}: taking the gateway off this node"),
+        name = end.signalled() => match &state.config.datapath.pin {
+            None => tracing::info!("{name}: taking the gateway off this node"),
+            Some(pin) => tracing::info!(pin = %pin.display(), "{name}: the datapath goes on; `gateway detach` takes it off"),
+        },
         () = owner.serve() => {}
     }
     owner.stop().await

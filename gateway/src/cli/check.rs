@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     config::{Config, ReturnPath, Source},
-    kernel::Mode,
+    kernel::{self, Mode},
     node,
 };
 
@@ -182,7 +182,10 @@ fn pin(report: &mut Report, config: &Config) {
     let Some(pin) = &config.datapath.pin else {
         return;
     };
-    report.fail("datapath.pin", &format!("{}: pinning is not built yet: leave the key out", pin.display()));
+    match kernel::check_pin(pin) {
+        Ok(()) => report.ok("datapath.pin", &format!("{} is on a BPF file system", pin.display())),
+        Err(error) => report.fail("bpffs", &error.to_string()),
+    }
 }
 
 fn source(report: &mut Report, config: &Config) {

@@ -1,11 +1,15 @@
 //! Programs onto interfaces: which tier where, and the links that keep them there. Dropping a link detaches.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
     programs::{
         LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkError},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
         xdp::XdpLink,
     },
@@ -16,6 +20,7 @@ use super::{
     Attachment, KernelError, Mode,
     error::{denied, errno},
     netlink::{Kind, Link},
+    pin::Pins,
 };
 
 /// What an interface is to the gateway. The role is the program.
@@ -82,27 +87,58 @@ const fn tier(mode: Mode, kind: Kind, role: Role) -> Tier {
     }
 }
 
+/// What keeps a program where it is.
+#[derive(Debug)]
+enum Hold {
+    /// This link: dropping it detaches.
+    Xdp(#[expect(dead_code, reason = "held for its drop")] XdpLink),
+    /// As above.
+    Tc(#[expect(dead_code, reason = "held for its drop")] SchedClassifierLink),
+    /// A pin, which outlives the agent; `fresh` when this agent made it.
+    Pinned { path: PathBuf, fresh: bool },
+}
+
+impl Hold {
+    /// Detaches.
+    fn release(self) {
+        if let Self::Pinned { path, .. } = self {
+            Pins::unlink(&path);
+        }
+    }
+
+    const fn is_inherited(&self) -> bool {
+        matches!(self, Self::Pinned { fresh: false, .. })
+    }
+}
+
 #[derive(Debug)]
 struct Attached {
     name: String,
     role: Role,
-    xdp: Option<(&'static str, XdpLink)>,
-    tc: Vec<SchedClassifierLink>,
+    xdp: Option<(&'static str, Hold)>,
+    tc: Vec<Hold>,
     kind: Kind,
+}
+
+impl Attached {
+    fn holds(self) -> impl Iterator<Item = Hold> {
+        self.xdp.into_iter().map(|(_, hold)| hold).chain(self.tc)
+    }
 }
 
 /// The attached interfaces, by index.
 #[derive(Debug)]
 pub(super) struct Attacher {
     mode: Mode,
+    pins: Option<Pins>,
     attached: BTreeMap<u32, Attached>,
     /// Interfaces that could not be attached: told once, tried again when they change.
     failed: HashMap<u32, String>,
 }
 
 impl Attacher {
-    pub(super) fn new(mode: Mode) -> Self {
-        Self { mode, attached: BTreeMap::new(), failed: HashMap::new() }
+    pub(super) fn new(mode: Mode, pins: Option<Pins>) -> Self {
+        Self { mode, pins, attached: BTreeMap::new(), failed: HashMap::new() }
     }
 
     /// For people.
@@ -131,7 +167,16 @@ impl Attacher {
     /// The interface is gone, and what was attached with it.
     pub(super) fn forget(&mut self, index: u32) -> bool {
         self.failed.remove(&index);
-        self.attached.remove(&index).is_some()
+        let attached = self.attached.remove(&index);
+        let was = attached.is_some();
+        attached.into_iter().flat_map(Attached::holds).for_each(Hold::release);
+        was
+    }
+
+    /// The pins that are in use.
+    pub(super) fn pinned(&self) -> HashSet<PathBuf> {
+        let holds = self.attached.values().flat_map(|a| a.xdp.iter().map(|(_, hold)| hold).chain(&a.tc));
+        holds.filter_map(|hold| if let Hold::Pinned { path, .. } = hold { Some(path.clone()) } else { None }).collect()
     }
 
     /// Indices of what is attached as `role`.
@@ -139,10 +184,16 @@ impl Attacher {
         self.attached.iter().filter(|(_, a)| a.role == role).map(|(i, _)| *i).collect()
     }
 
-    /// Takes everything off.
+    /// Takes off what this agent has attached; what it found pinned stays.
     pub(super) fn clear(&mut self) {
-        self.attached.clear();
+        let attached = std::mem::take(&mut self.attached);
+        attached.into_values().flat_map(Attached::holds).filter(|hold| !hold.is_inherited()).for_each(Hold::release);
         self.failed.clear();
+    }
+
+    /// Forgets what is attached; what is pinned goes on.
+    pub(super) fn let_go(&mut self) {
+        self.attached.clear();
     }
 
     /// As [`Self::attach`], in the background, where TC alone is better than nothing: a failure is logged once for each interface
@@ -183,15 +234,15 @@ impl Attacher {
         };
         let mut xdp = None;
         if let Some((name, mode, strict)) = wanted {
-            match attach_xdp(ebpf, link, role, mode) {
+            match self.attach_xdp(ebpf, link, role, name, mode) {
                 Ok(attached) => xdp = Some((name, attached)),
                 Err(error) if strict => return Err(error),
                 Err(error) => tracing::warn!(interface = %link.name, "{error}; going on with TC alone"),
             }
         }
-        let mut tc = vec![attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
+        let mut tc = vec![self.attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
         if role == Role::Uplink {
-            tc.push(attach_tc(ebpf, link, TC_EGRESS, TcAttachType::Egress)?);
+            tc.push(self.attach_tc(ebpf, link, TC_EGRESS, TcAttachType::Egress)?);
         }
         tracing::info!(
             interface = %link.name,
@@ -260,41 +311,111 @@ pub(super) fn tc_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
     }
 }
 
-fn attach_xdp(ebpf: &mut Ebpf, link: &Link, role: Role, mode: XdpMode) -> Result<XdpLink, KernelError> {
-    let what = if mode == XdpMode::Driver { "native XDP" } else { "generic XDP" };
-    let mut attach = || {
-        let program = xdp_program(ebpf, role.xdp())?;
-        let id = program.attach_to_if_index(link.index, mode)?;
-        program.take_link(id)
-    };
-    attach().map_err(|e| attach_error(link, what, &e))
+/// Puts a program into the link that is pinned at `path`, or attaches it and pins that link. The replacement is atomic.
+fn pinned<L>(
+    path: PathBuf,
+    replace: impl FnOnce(L) -> Result<(), ProgramError>,
+    attach: impl FnOnce(&Path) -> Result<L, ProgramError>,
+) -> Result<Hold, ProgramError>
+where
+    L: TryFrom<FdLink, Error = LinkError>,
+    FdLink: TryFrom<L, Error = LinkError>,
+{
+    if let Some(link) = Pins::open_link(&path).and_then(|link| L::try_from(link).ok()) {
+        match replace(link) {
+            Ok(()) => return Ok(Hold::Pinned { path, fresh: false }),
+            // Its interface went, and the index came back with another one.
+            Err(error) => tracing::debug!(pin = %path.display(), %error, "the pinned link is of no use"),
+        }
+    }
+    if path.exists() {
+        Pins::unlink(&path);
+    }
+    let link = FdLink::try_from(attach(&path)?).map_err(|_| {
+        ProgramError::IOError(std::io::Error::other("the kernel gives no link that can be pinned: leave datapath.pin out"))
+    })?;
+    link.pin(&path).map_err(|e| ProgramError::IOError(std::io::Error::other(e)))?;
+    Ok(Hold::Pinned { path, fresh: true })
 }
 
-fn attach_tc(
-    ebpf: &mut Ebpf,
-    link: &Link,
-    name: &str,
-    direction: TcAttachType,
-) -> Result<SchedClassifierLink, KernelError> {
-    let mut attach = || {
-        let tcx = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0));
-        // Ours comes first: what the gateway does not take goes on to the CNI's programs.
-        let options = if tcx {
-            TcAttachOptions::TcxOrder(LinkOrder::first())
-        } else {
-            // The classic queueing discipline; it may be there already, and an empty one harms nobody.
-            match tc::qdisc_add_clsact(&link.name) {
-                Err(TcError::NetlinkError(e)) if errno(&e) != Some(libc::EEXIST) => {
-                    return Err(TcError::NetlinkError(e).into());
-                }
-                _ => TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() }),
+impl Attacher {
+    fn attach_xdp(
+        &self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        role: Role,
+        name: &str,
+        mode: XdpMode,
+    ) -> Result<Hold, KernelError> {
+        let what = if mode == XdpMode::Driver { "native XDP" } else { "generic XDP" };
+        let attach = |program: &mut Xdp| {
+            let id = program.attach_to_if_index(link.index, mode)?;
+            program.take_link(id)
+        };
+        let program = xdp_program(ebpf, role.xdp()).map_err(|e| attach_error(link, what, &e))?;
+        let hold = match &self.pins {
+            None => attach(program).map(Hold::Xdp),
+            Some(pins) => {
+                let program = std::cell::RefCell::new(program);
+                let replace = |old: XdpLink| {
+                    let mut program = program.borrow_mut();
+                    let id = program.attach_to_link(old)?;
+                    program.take_link(id).map(drop)
+                };
+                pinned(pins.link(&format!("xdp-{name}"), link.index), replace, |path| {
+                    pins.make_room(link.index, path);
+                    attach(&mut program.borrow_mut())
+                })
             }
         };
-        let program = tc_program(ebpf, name)?;
-        let id = program.attach_with_options(&link.name, direction, options)?;
-        program.take_link(id)
+        hold.map_err(|e| attach_error(link, what, &e))
+    }
+
+    fn attach_tc(
+        &self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        name: &str,
+        direction: TcAttachType,
+    ) -> Result<Hold, KernelError> {
+        let program = tc_program(ebpf, name).map_err(|e| attach_error(link, "TC", &e))?;
+        let hold = match &self.pins {
+            None => tc_link(program, link, direction).map(Hold::Tc),
+            Some(pins) => {
+                let program = std::cell::RefCell::new(program);
+                let hook = if direction == TcAttachType::Egress { "tc-egress" } else { "tc-ingress" };
+                let replace = |old: SchedClassifierLink| {
+                    let mut program = program.borrow_mut();
+                    let id = program.attach_to_link(old)?;
+                    program.take_link(id).map(drop)
+                };
+                pinned(pins.link(hook, link.index), replace, |_| tc_link(&mut program.borrow_mut(), link, direction))
+            }
+        };
+        hold.map_err(|e| attach_error(link, "TC", &e))
+    }
+}
+
+fn tc_link(
+    program: &mut SchedClassifier,
+    link: &Link,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, ProgramError> {
+    let tcx = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0));
+    // Ours comes first: what the gateway does not take goes on to the CNI's programs.
+    let options = if tcx {
+        TcAttachOptions::TcxOrder(LinkOrder::first())
+    } else {
+        // The classic queueing discipline; it may be there already, and an empty one harms nobody.
+        match tc::qdisc_add_clsact(&link.name) {
+            Err(TcError::NetlinkError(e)) if errno(&e) != Some(libc::EEXIST) => {
+                return Err(TcError::NetlinkError(e).into());
+            }
+            _ => TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() }),
+        }
     };
-    attach().map_err(|e: ProgramError| attach_error(link, "TC", &e))
+    let id = program.attach_with_options(&link.name, direction, options)?;
+    program.take_link(id)
 }
 
 #[cfg(test)]

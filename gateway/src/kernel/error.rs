@@ -117,11 +117,25 @@ pub enum KernelError {
         /// Why not.
         source: io::Error,
     },
-    /// `datapath.pin` is set.
-    #[error("datapath.pin ({}): pinning is not built yet; leave the key out", path.display())]
-    PinNotBuilt {
+    /// `datapath.pin` is not where it can be.
+    #[error(
+        "datapath.pin: {} is not on a BPF file system: mount one there (`mount -t bpf bpf /sys/fs/bpf`), or leave the key out",
+        path.display()
+    )]
+    NotBpffs {
         /// The directory.
         path: PathBuf,
+    },
+    /// `datapath.pin` on a kernel whose TC programs cannot be pinned.
+    #[error("datapath.pin: this kernel cannot pin TC programs: use Linux 6.6 or later, or leave the key out")]
+    PinTcx,
+    /// A pin.
+    #[error("datapath.pin: {}: {source}; `gateway detach` takes all pins away", path.display())]
+    Pin {
+        /// It.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
 }
 

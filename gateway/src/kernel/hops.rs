@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::{
     netlink::{Link, Neighbour, Netlink, Route},
+    pin::{self, Heritage},
     table::Table,
 };
 
@@ -120,6 +121,33 @@ impl Hops {
             neighbours: HashMap::new(),
             endpoint_interfaces: BTreeSet::new(),
         })
+    }
+
+    /// Next hops of an earlier agent keep their indices for as long as a flow names them.
+    pub(super) fn inherit(&mut self, heritage: &Heritage) -> io::Result<()> {
+        let taken: HashSet<u32> = heritage.hops.iter().map(|(index, _)| *index).collect();
+        self.next = heritage.last_hop() + 1;
+        self.free = (1..self.next).filter(|index| !taken.contains(index)).collect();
+        for (index, old) in &heritage.hops {
+            let via = pin::address(old.via, old.flags & nexthop::V6 != 0);
+            let place = match old.ifindex {
+                _ if old.flags & nexthop::LOCAL != 0 => Place::Here,
+                0 => Place::Nowhere,
+                oif => {
+                    let own = self.links.get(&oif).map_or(0, |l| u16::try_from(l.mtu).unwrap_or(u16::MAX));
+                    let mtu = (own != old.mtu).then_some(u32::from(old.mtu));
+                    if old.flags & nexthop::RESOLVED != 0 && old.flags & nexthop::NO_L2 == 0 {
+                        self.neighbours.insert((oif, via), old.dst);
+                    }
+                    Place::Out(Route { oif, via, mtu, local: false })
+                }
+            };
+            let value = self.compute(place);
+            self.table.put(index, &value)?;
+            self.hops.insert(*index, Hop { place, users: 0, idle: Some(Instant::now()), value });
+            self.by_place.insert(place, *index);
+        }
+        Ok(())
     }
 
     /// The question socket, for what else there is to ask.
@@ -478,7 +506,10 @@ impl Hops {
             .collect();
         for index in gone {
             if let Some(h) = self.hops.remove(&index) {
-                self.by_place.remove(&h.place);
+                // An inherited one may have a twin.
+                if self.by_place.get(&h.place) == Some(&index) {
+                    self.by_place.remove(&h.place);
+                }
                 if let Place::Out(r) = h.place
                     && !self
                         .hops

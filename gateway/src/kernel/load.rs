@@ -15,8 +15,9 @@ use super::{
     KernelError, Mode, OBJECT, Settings, Sizes,
     attach::{TC_PROGRAMS, XDP_PROGRAMS, tc_program, xdp_program},
     netlink::{Kind, Link, Netlink},
+    pin::{Heritage, Pins},
     services::prefix,
-    table::Table,
+    table::{Table, map_data},
 };
 
 /// ICMP errors and resets a second that one source gets; a port scan sees them all, a flood does not.
@@ -51,6 +52,15 @@ impl Capacities {
             flows: flows.saturating_mul(2).max(2),
         }
     }
+
+    /// With room for the indices that are taken over.
+    pub(super) fn with(self, heritage: &Heritage) -> Self {
+        Self {
+            endpoints: self.endpoints.max(heritage.last_endpoint().saturating_add(1)),
+            nexthops: self.nexthops.max(heritage.last_hop().saturating_add(1)),
+            ..self
+        }
+    }
 }
 
 /// Whether the kernel can describe its types.
@@ -59,7 +69,7 @@ pub(super) fn check_btf() -> Result<(), KernelError> {
 }
 
 /// Loads maps and programs; nothing is attached yet.
-pub(super) fn load(settings: &Settings, sizes: &Capacities) -> Result<Ebpf, KernelError> {
+pub(super) fn load(settings: &Settings, sizes: &Capacities, pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
     check_btf()?;
     // Kernels before 5.11 count maps against this limit; without the right to raise it, loading says so itself.
     let raised = nix::sys::resource::setrlimit(
@@ -70,7 +80,8 @@ pub(super) fn load(settings: &Settings, sizes: &Capacities) -> Result<Ebpf, Kern
     if let Err(error) = raised {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    loader
         .map_max_entries("SERVICES4", sizes.services)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
         .map_max_entries("MAGLEV", sizes.maglev)
@@ -79,9 +90,20 @@ pub(super) fn load(settings: &Settings, sizes: &Capacities) -> Result<Ebpf, Kern
         .map_max_entries("LARGE", sizes.answers)
         .map_max_entries("FLOWS4", sizes.flows)
         // IPv6 is left to the node by this version: its flows need no memory.
-        .map_max_entries("FLOWS6", 1)
-        .load(OBJECT)
-        .map_err(KernelError::object)?;
+        .map_max_entries("FLOWS6", 1);
+    if let Some(pins) = pins {
+        let (name, path) = pins.shared();
+        loader.map_pin_path(name, path);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(KernelError::object)?;
+    let flows = ebpf.map("FLOWS4").and_then(map_data).and_then(|data| data.info().ok()).map(|info| info.max_entries());
+    if let Some(flows) = flows.filter(|flows| *flows != sizes.flows) {
+        tracing::warn!(
+            room = flows / 2,
+            wanted = sizes.flows / 2,
+            "datapath.flows: the pinned flow table keeps its size; for another one stop the agent and run `gateway detach` first"
+        );
+    }
     for name in XDP_PROGRAMS {
         if settings.mode == Mode::Tc && name != "clock" {
             continue;
@@ -220,9 +242,13 @@ pub(super) fn config(settings: &Settings, uplinks: &[String], own: &[IpAddr], hz
 /// Fills `VIEWS4`.
 pub(super) fn write_views(ebpf: &Ebpf, views: &[Vec<IpNet>]) -> Result<(), KernelError> {
     let table: Table<PrefixKey<[u8; 4]>, View> = Table::open(ebpf, "VIEWS4")?;
+    let mut ipv6 = Vec::new();
     for (id, prefixes) in (0u32..).zip(views) {
         for net in prefixes {
-            let IpNet::V4(net) = net else { continue };
+            let IpNet::V4(net) = net else {
+                ipv6.push(net.to_string());
+                continue;
+            };
             let write = table.put(&prefix(*net), &View { id, flags: 0 });
             write.map_err(|source| match source.raw_os_error() {
                 Some(libc::ENOSPC) => KernelError::TooMany {
@@ -233,6 +259,12 @@ pub(super) fn write_views(ebpf: &Ebpf, views: &[Vec<IpNet>]) -> Result<(), Kerne
                 _ => KernelError::Map { map: table.name(), source },
             })?;
         }
+    }
+    if !ipv6.is_empty() {
+        tracing::warn!(
+            clients = %ipv6.join(","),
+            "packets of IPv6 clients are not forwarded by this version; names are answered to them"
+        );
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! Kernel::load(&settings)?      maps and programs; nothing attached
 //!       .apply(name, plan)?     as often as the cluster changes, before and after attaching
 //!       .attach()?              programs onto interfaces; background threads start
-//!       .detach()?              everything off again (dropping does it, too)
+//!       .detach()?              everything off again (dropping does it, too), but for what is pinned
 //! ```
 //!
 //! [`Kernel`] is shared as `Arc<Kernel>`: every call takes `&self` and none waits for the network. What goes on by itself (netlink
@@ -18,6 +18,7 @@ mod hops;
 mod info;
 mod load;
 mod netlink;
+mod pin;
 mod places;
 mod readback;
 mod services;
@@ -41,6 +42,7 @@ use ipnet::IpNet;
 pub use self::{
     error::KernelError,
     info::{Attachment, BackendInfo, Counters, FlowInfo, ServiceInfo},
+    pin::check_pin,
     services::Totals,
 };
 use self::{state::Shared, worker::Worker};
@@ -137,7 +139,7 @@ pub struct Sizes {
 /// The BPF object, built by `build.rs` and carried inside the binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
 
-/// The datapath. Dropping it takes everything off the node.
+/// The datapath. Dropping it takes everything off the node, but for what is pinned.
 #[derive(Debug)]
 pub struct Kernel {
     shared: Arc<Shared>,
@@ -153,18 +155,21 @@ impl Kernel {
         if settings.mode == Mode::Off {
             return Err(KernelError::Off);
         }
-        if let Some(path) = &settings.pin {
-            return Err(KernelError::PinNotBuilt { path: path.clone() });
-        }
         Ok(Self { shared: Arc::new(Shared::load(settings)?), worker: Mutex::new(None) })
     }
 
     /// Attaches to the uplinks and to the cluster interfaces, and from now on follows links, routes and neighbours: an interface
     /// that vanishes and returns is attached again, one through which an endpoint is reached from now on is attached then.
     ///
+    /// With pins of an earlier agent, whatever has been applied takes the place of that agent's datapath now, and what it knew beside
+    /// that is gone.
+    ///
     /// # Errors
-    /// When an uplink, or an interface of `clusterInterfaces`, cannot be attached as the mode asks; nothing stays attached.
+    /// When an uplink, or an interface of `clusterInterfaces`, cannot be attached as the mode asks; nothing stays attached, but for what
+    /// was pinned before.
     pub fn attach(&self) -> Result<Vec<Attachment>, KernelError> {
+        // The next hops of clients that have flows, before the programs ask for them.
+        self.shared.sweep()?;
         self.shared.state().attach()?;
         let mut worker = self.worker();
         if worker.is_none() {
@@ -256,29 +261,33 @@ impl Kernel {
         self.shared.sweep().map(|swept| swept.ended)
     }
 
-    /// Takes everything off the node: programs and sysctls. Done again by nobody: dropping afterwards does nothing.
+    /// Takes everything off the node: programs and sysctls. Done again by nobody: dropping afterwards does nothing. A pinned datapath
+    /// stays, and goes on: [`Self::detach_all`] takes it off.
     ///
     /// # Errors
     /// When a sysctl cannot be put back; programs are off all the same.
     pub fn detach(&self) -> Result<(), KernelError> {
         // The threads first: they would attach again.
         drop(self.worker().take());
+        if self.shared.state().is_pinned() {
+            self.shared.state().let_go();
+            return Ok(());
+        }
         self.shared.state().take_off();
         self.shared.state().restore()
     }
 
-    /// For `gateway detach`: puts back what an agent that was killed has left. Programs go with their agent unless they are
-    /// pinned. Says what was done.
+    /// For `gateway detach`: takes pinned programs and maps off, and puts back what an agent that was killed has left. Programs that
+    /// are not pinned go with their agent. Says what was done.
     ///
     /// # Errors
-    /// When a sysctl cannot be put back.
+    /// When a pin cannot be taken away or a sysctl cannot be put back.
     pub fn detach_all(pin: Option<&Path>) -> Result<Vec<String>, KernelError> {
-        if let Some(path) = pin {
-            return Err(KernelError::PinNotBuilt { path: path.into() });
-        }
-        let Some(sysctls) = sysctl::Sysctls::left_behind() else { return Ok(Vec::new()) };
+        let mut done = pin.map(pin::remove_all).transpose()?.unwrap_or_default();
+        let Some(sysctls) = sysctl::Sysctls::left_behind() else { return Ok(done) };
         sysctls.restore()?;
-        Ok(sysctls.names().map(|name| format!("{name} is as it was before")).collect())
+        done.extend(sysctls.names().map(|name| format!("{name} is as it was before")));
+        Ok(done)
     }
 
     fn worker(&self) -> MutexGuard<'_, Option<Worker>> {

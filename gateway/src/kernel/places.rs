@@ -2,7 +2,7 @@
 //! rests before it is given out again, because a packet on another CPU may still be on its way through the old value.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -33,12 +33,24 @@ impl<T> Resting<T> {
 pub(super) struct Indices {
     capacity: u32,
     generations: Vec<u32>,
+    /// Generations up to this one may stand in flows of an earlier agent.
+    floor: u32,
     resting: Resting<u32>,
 }
 
 impl Indices {
     pub(super) const fn new(capacity: u32) -> Self {
-        Self { capacity, generations: Vec::new(), resting: Resting(VecDeque::new()) }
+        Self { capacity, generations: Vec::new(), floor: 0, resting: Resting(VecDeque::new()) }
+    }
+
+    /// Takes these indices over from an earlier agent, none of whose generations was above `floor`.
+    pub(super) fn inherit(&mut self, now: Instant, taken: &HashSet<u32>, floor: u32) {
+        let last = taken.iter().copied().max().unwrap_or(0);
+        self.floor = floor;
+        self.generations = vec![floor; last as usize];
+        for index in (1..last).filter(|index| !taken.contains(index)) {
+            self.give(now, index);
+        }
     }
 
     /// An index and its new generation (never 0); `None` when all are taken or resting.
@@ -50,7 +62,7 @@ impl Indices {
                 if index >= self.capacity {
                     return None;
                 }
-                self.generations.push(0);
+                self.generations.push(self.floor);
                 index
             }
         };
@@ -135,6 +147,18 @@ mod tests {
         indices.give(now, 1);
         assert_eq!(indices.take(now), None, "it rests first");
         assert_eq!(indices.take(now + REST), Some((1, 2)));
+    }
+
+    #[test]
+    fn inherited_indices_are_not_given_and_no_generation_comes_twice() {
+        let now = Instant::now();
+        let mut indices = Indices::new(6);
+        indices.inherit(now, &HashSet::from([2, 4]), 7);
+        assert_eq!(indices.take(now), Some((5, 8)), "the gaps rest first");
+        let later = now + REST;
+        assert_eq!((indices.take(later), indices.take(later), indices.take(later)), (Some((1, 8)), Some((3, 8)), None));
+        indices.give(later, 4);
+        assert_eq!(indices.take(later + REST), Some((4, 8)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
     KernelError,
     hops::{Hops, Way},
     info::{BackendInfo, ServiceInfo},
+    pin::Heritage,
     places::{Indices, Range, Slots},
     table::Table,
 };
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// VIP, port and protocol.
-type Key = (Ipv4Addr, u16, Protocol);
+pub(super) type Key = (Ipv4Addr, u16, Protocol);
 
 fn map_key((addr, port, protocol): Key) -> ServiceKey<[u8; 4]> {
     ServiceKey::new(addr.octets(), port, protocol.number())
@@ -81,6 +82,10 @@ pub(super) struct Services {
     cidrs: Vec<Ipv4Net>,
     claimed: HashSet<Ipv4Net>,
     next_id: u32,
+    /// What an earlier agent had, until the first plan has taken of it what it needs.
+    inherited_ids: HashMap<Key, u32>,
+    inherited: HashMap<(u32, plan::Endpoint), (u32, u32)>,
+    ipv6_said: bool,
 }
 
 /// What the maps hold, for `gateway status`.
@@ -110,7 +115,30 @@ impl Services {
             cidrs: Vec::new(),
             claimed: HashSet::new(),
             next_id: 0,
+            inherited_ids: HashMap::new(),
+            inherited: HashMap::new(),
+            ipv6_said: false,
         }
+    }
+
+    /// Endpoints that an earlier agent had keep their index and generation, so that their flows go on.
+    pub(super) fn inherit(&mut self, heritage: &Heritage) {
+        self.inherited_ids = heritage.services.iter().copied().collect();
+        self.inherited = heritage.endpoints.iter().copied().collect();
+        let ids = heritage.services.iter().map(|(_, id)| *id);
+        self.next_id = ids.chain(heritage.endpoints.iter().map(|((id, _), _)| *id)).max().unwrap_or(0);
+        let taken = heritage.endpoints.iter().map(|(_, (index, _))| *index).collect();
+        self.indices.inherit(Instant::now(), &taken, heritage.generation);
+    }
+
+    /// What the plans have not asked for is gone: these indices may be given to others. Says how many.
+    pub(super) fn settle(&mut self) -> usize {
+        self.inherited_ids.clear();
+        let gone = std::mem::take(&mut self.inherited);
+        for (index, _) in gone.values() {
+            self.indices.give(Instant::now(), *index);
+        }
+        gone.len()
     }
 
     /// Makes the maps hold what `plan` says of the Service; `None` takes it out. What cannot be done leaves the state before it
@@ -143,7 +171,10 @@ impl Services {
         }
         let views = plan.map_or(0, |p| p.views);
         for vip in plan.map_or(&[][..], |p| &p.vips) {
-            let IpAddr::V4(vip) = *vip else { continue };
+            let IpAddr::V4(vip) = *vip else {
+                self.say_ipv6(name, *vip);
+                continue;
+            };
             before.vips.remove(&vip);
             after.vips.insert(vip);
             if let Err(error) = self.want_vip(name, vip, views) {
@@ -166,6 +197,17 @@ impl Services {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Said once: in a dual-stack cluster every Service is like this.
+    fn say_ipv6(&mut self, name: &ObjectName, vip: IpAddr) {
+        if !std::mem::replace(&mut self.ipv6_said, true) {
+            tracing::warn!(
+                service = %name,
+                %vip,
+                "IPv6 addresses of this Service, and of all others, are not forwarded by this version: clients reach them by IPv4"
+            );
+        }
+    }
+
     fn install(
         &mut self,
         hops: &mut Hops,
@@ -176,8 +218,10 @@ impl Services {
     ) -> Result<Port, (KernelError, Option<Box<Port>>)> {
         let id = old.as_ref().map_or_else(
             || {
-                self.next_id = self.next_id.checked_add(1).unwrap_or(1);
-                self.next_id
+                self.inherited_ids.remove(&key).unwrap_or_else(|| {
+                    self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+                    self.next_id
+                })
             },
             |p| p.id,
         );
@@ -260,8 +304,11 @@ impl Services {
         e: &plan::Endpoint,
         now: Instant,
     ) -> Result<u32, KernelError> {
-        let (index, generation) =
-            self.indices.take(now).ok_or(KernelError::Full { map: self.maps.endpoints.name() })?;
+        let (index, generation) = self
+            .inherited
+            .remove(&(id, *e))
+            .or_else(|| self.indices.take(now))
+            .ok_or(KernelError::Full { map: self.maps.endpoints.name() })?;
         let way = match hops.use_for_endpoint(e.addr) {
             Ok(way) => way,
             Err(source) => {

@@ -21,6 +21,7 @@ use super::{
     hops::{Affected, Hops},
     load::{self, Capacities},
     netlink::{Link, Neighbour, Netlink},
+    pin::Pins,
     readback::{self, PerCpuCounters},
     services::{Maps, Services},
     sweep::{self, Clock, FlowMaps, Swept},
@@ -49,9 +50,27 @@ impl Shared {
         let own = load::uplink_addresses(&uplinks, &mut netlink)?;
         let hz = load::hz()?;
         let config = load::config(settings, &uplinks, &own, hz)?;
-        let sizes = Capacities::of(settings.sizes, settings.flows);
+        let pins = settings.pin.as_deref().map(Pins::open).transpose()?;
+        let loaded = Self::load_with(settings, netlink, uplinks, own, config, pins.clone());
+        if loaded.is_err()
+            && let Some(pins) = pins
+        {
+            pins.remove_idle();
+        }
+        loaded
+    }
 
-        let ebpf = load::load(settings, &sizes)?;
+    fn load_with(
+        settings: &Settings,
+        netlink: Netlink,
+        uplinks: Vec<String>,
+        own: Vec<IpAddr>,
+        config: Config,
+        pins: Option<Pins>,
+    ) -> Result<Self, KernelError> {
+        let heritage = pins.as_ref().map(Pins::heritage).transpose()?.unwrap_or_default();
+        let sizes = Capacities::of(settings.sizes, settings.flows).with(&heritage);
+        let ebpf = load::load(settings, &sizes, pins.as_ref())?;
         let config_map: Table<u32, Config> = Table::open(&ebpf, "CONFIG")?;
         config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
         load::write_views(&ebpf, &settings.views)?;
@@ -63,10 +82,12 @@ impl Shared {
             claims: Table::open(&ebpf, "CLAIMS4")?,
         };
         let mut services = Services::new(maps, sizes.endpoints, sizes.maglev);
+        services.inherit(&heritage);
         services.set_claims(&settings.claims)?;
         let nexthops = Table::open(&ebpf, "NEXTHOPS")?;
-        let hops = Hops::new(netlink, nexthops, sizes.nexthops)
+        let mut hops = Hops::new(netlink, nexthops, sizes.nexthops)
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
+        hops.inherit(&heritage).map_err(|source| KernelError::map("NEXTHOPS", source))?;
         let flows = FlowMaps { flows: Table::open(&ebpf, "FLOWS4")?, endpoints };
         let answers = Arc::new(Answers::open(&ebpf)?);
         let counters = PerCpuCounters::open(&ebpf)?;
@@ -75,7 +96,8 @@ impl Shared {
         // The last step that can fail, so that a failure leaves nothing to put back.
         let sysctls = Sysctls::set(&settings.snat_ports)?;
         let state = State {
-            attacher: Attacher::new(settings.mode),
+            attacher: Attacher::new(settings.mode, pins.clone()),
+            pins,
             settings: settings.clone(),
             ebpf,
             hops,
@@ -84,8 +106,8 @@ impl Shared {
             client_hops,
             clients: HashMap::new(),
             config_map,
+            hz: config.hz,
             config,
-            hz,
             uplinks,
             own,
             sysctls: Some(sysctls),
@@ -95,7 +117,7 @@ impl Shared {
             settings: settings.clone(),
             state: Mutex::new(state),
             flows,
-            hz,
+            hz: config.hz,
             flow_count: AtomicUsize::new(0),
             answers,
             counters,
@@ -157,6 +179,7 @@ impl Shared {
 pub(super) struct State {
     // Before `ebpf`: links go before the programs they hold.
     attacher: Attacher,
+    pins: Option<Pins>,
     settings: Settings,
     ebpf: Ebpf,
     hops: Hops,
@@ -218,6 +241,10 @@ impl State {
 
     /// Attaches all that has to be there, or nothing.
     pub(super) fn attach(&mut self) -> Result<(), KernelError> {
+        // Before the programs: an agent that is killed in between leaves maps in which its successor finds every flow's endpoint.
+        if let Some(pins) = &self.pins {
+            pins.pin_maps(&self.ebpf)?;
+        }
         let result = self.attach_named();
         if result.is_err() {
             self.take_off();
@@ -225,7 +252,24 @@ impl State {
         }
         self.attached = true;
         self.follow_endpoints();
+        let gone = self.services.settle();
+        if let Some(pins) = &self.pins {
+            pins.tidy(&self.attacher.pinned());
+            tracing::info!(gone, "the datapath is pinned; endpoints that went while no agent ran are out of it");
+        }
         self.allow_frames()
+    }
+
+    /// Whether the datapath outlives the agent.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.pins.as_ref().is_some_and(Pins::running)
+    }
+
+    /// Leaves everything to a later agent.
+    pub(super) fn let_go(&mut self) {
+        self.attached = false;
+        self.attacher.let_go();
+        self.sysctls = None;
     }
 
     fn attach_named(&mut self) -> Result<(), KernelError> {
@@ -297,6 +341,9 @@ impl State {
 
     /// Sysctls back.
     pub(super) fn restore(&mut self) -> Result<(), KernelError> {
+        if let Some(pins) = &self.pins {
+            pins.remove_idle();
+        }
         self.sysctls.take().map_or(Ok(()), |sysctls| sysctls.restore())
     }
 

@@ -8,6 +8,7 @@ use std::{
     marker::PhantomData,
     mem::size_of,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
     ptr,
     sync::Arc,
 };
@@ -56,14 +57,14 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Runs a command of the `bpf` system call.
+/// Runs a command of the `bpf` system call; what it returns (a descriptor, or 0).
 ///
 /// # Safety
 /// Every pointer inside `attr` must be valid for what `command` reads and writes through it.
-unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<()> {
+pub(super) unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live struct of the size that is passed; the caller vouches for the pointers in it.
     let ret = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attr), size_of::<A>()) };
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
 fn address<T>(value: &T) -> u64 {
@@ -113,7 +114,17 @@ pub(super) struct Cursor {
 impl<K: Pod, V: Pod> Table<K, V> {
     /// The map of that name, when the object has it.
     pub(super) fn find(ebpf: &Ebpf, name: &'static str) -> Result<Option<Self>, KernelError> {
-        let Some(data) = ebpf.map(name).and_then(map_data) else { return Ok(None) };
+        ebpf.map(name).and_then(map_data).map(|data| Self::of(data, name)).transpose()
+    }
+
+    /// The map pinned there.
+    pub(super) fn pinned(path: &Path, name: &'static str) -> Result<Self, KernelError> {
+        let data = MapData::from_pin(path)
+            .map_err(|source| KernelError::Map { map: name, source: io::Error::other(source) })?;
+        Self::of(&data, name)
+    }
+
+    fn of(data: &MapData, name: &'static str) -> Result<Self, KernelError> {
         let info = data.info().map_err(|source| KernelError::Map { map: name, source: io::Error::other(source) })?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         if sizes != (size_of::<K>(), size_of::<V>()) {
@@ -122,7 +133,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
             return Err(KernelError::Map { map: name, source });
         }
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(|source| KernelError::Map { map: name, source })?;
-        Ok(Some(Self { fd: Arc::new(fd), name, types: PhantomData }))
+        Ok(Self { fd: Arc::new(fd), name, types: PhantomData })
     }
 
     /// The map of that name.
@@ -148,7 +159,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let mut attr = self.elem(key, ptr::from_mut(&mut value) as u64, 0);
         // SAFETY: the kernel reads size_of K from `key` and writes size_of V to `value`: both sizes were checked in `find`.
         match unsafe { bpf(LOOKUP_ELEM, &mut attr) } {
-            Ok(()) => Ok(Some(value)),
+            Ok(_) => Ok(Some(value)),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(e) => Err(e),
         }
@@ -168,7 +179,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
     fn update(&self, key: &K, value: &V, flags: u64) -> io::Result<()> {
         let mut attr = self.elem(key, address(value), flags);
         // SAFETY: the kernel only reads size_of K and size_of V, which were checked in `find`.
-        unsafe { bpf(UPDATE_ELEM, &mut attr) }
+        unsafe { bpf(UPDATE_ELEM, &mut attr) }.map(drop)
     }
 
     /// Inserts or replaces.
@@ -199,7 +210,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let mut attr = self.elem(key, 0, 0);
         // SAFETY: the kernel only reads size_of K, which was checked in `find`.
         match unsafe { bpf(DELETE_ELEM, &mut attr) } {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(e) => Err(e),
         }
@@ -220,10 +231,10 @@ impl<K: Pod, V: Pod> Table<K, V> {
             ..BatchAttr::default()
         };
         // SAFETY: the kernel reads `count` keys and values from slices that are at least that long.
-        unsafe { bpf(UPDATE_BATCH, &mut attr) }
+        unsafe { bpf(UPDATE_BATCH, &mut attr) }.map(drop)
     }
 
-    /// The next entries of a hash map, at most about `limit`; an empty answer is the end. Entries that stay in the map the whole
+    /// The next entries of a hash map, or of an array, at most about `limit`; an empty answer is the end. Entries that stay in the map the whole
     /// time are seen once; those that come or go meanwhile may be.
     pub(super) fn walk(&self, cursor: &mut Cursor, limit: usize) -> io::Result<Vec<(K, V)>> {
         let mut limit = limit;
@@ -243,7 +254,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
             // SAFETY: the kernel writes at most `count` keys and values, for which there is room, and 4 bytes of cursor.
             let result = unsafe { bpf(LOOKUP_BATCH, &mut attr) };
             match result {
-                Ok(()) => cursor.at = Some(next),
+                Ok(_) => cursor.at = Some(next),
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => cursor.done = true,
                 // One bucket holds more than there is room for.
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {

@@ -11,6 +11,9 @@ use crate::model::{Cluster, Here, Protocol, Service, ServiceKind, ServicePort, S
 /// What new flows and old flows may do with an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Use {
+    /// Neither ready nor terminating: a TCP connection may outlive the failed probe, a datagram need not wait for it. So TCP keeps its
+    /// flows, UDP moves on.
+    Unready,
     /// Terminating but serving: keeps its flows, and is the last resort for new ones.
     Draining,
     /// For everyone.
@@ -127,6 +130,9 @@ impl<'c> Backends<'c> {
             }
             let candidate = Candidate::new(usage, endpoint, here);
             for (port, number) in &ports {
+                if usage == Use::Unready && port.protocol != Protocol::Tcp {
+                    continue;
+                }
                 let uses = self.by_port.entry((&port.name, port.protocol)).or_default();
                 // The same endpoint in two slices, one of them not up to date: the better news counts.
                 let known = uses.entry(Endpoint { addr, port: *number }).or_insert(candidate);
@@ -174,7 +180,7 @@ fn usage(endpoint: &SliceEndpoint, service: &Service) -> Option<Use> {
     } else if endpoint.terminating && endpoint.serving {
         Some(Use::Draining)
     } else {
-        None
+        (!endpoint.terminating).then_some(Use::Unready)
     }
 }
 

@@ -108,9 +108,25 @@ fn endpoints_are_chosen_by_kube_proxys_rules() {
             vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080 10.42.0.2:8080"],
         ),
         (
-            "not ready ones get nothing",
+            "not ready ones get no new flows and keep those of TCP",
             service(WEB) + &v4("addresses: [10.42.0.1], conditions: {ready: false}; addresses: [10.42.0.2]"),
-            vec!["10.1.0.10:80/tcp -> 10.42.0.2:8080"],
+            vec!["10.1.0.10:80/tcp -> 10.42.0.2:8080 | 10.42.0.1:8080"],
+        ),
+        (
+            "UDP moves on at once",
+            service("clusterIP: 10.1.0.10, ports: [{name: http, port: 80, protocol: UDP}]")
+                + &slice(
+                    "web-1",
+                    "IPv4",
+                    "{name: http, port: 8080, protocol: UDP}",
+                    "addresses: [10.42.0.1], conditions: {ready: false}; addresses: [10.42.0.2]",
+                ),
+            vec!["10.1.0.10:80/udp -> 10.42.0.2:8080"],
+        ),
+        (
+            "without a ready one, new flows get none and those of TCP go on",
+            service(WEB) + &v4("addresses: [10.42.0.1], conditions: {ready: false}"),
+            vec!["10.1.0.10:80/tcp ->  | 10.42.0.1:8080"],
         ),
         (
             "publishNotReadyAddresses takes them all",
@@ -131,7 +147,7 @@ fn endpoints_are_chosen_by_kube_proxys_rules() {
                 + &v4(
                     "addresses: [10.42.0.1], conditions: {ready: false, serving: true, terminating: true}; addresses: [10.42.0.2], conditions: {ready: false}",
                 ),
-            vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080"],
+            vec!["10.1.0.10:80/tcp -> 10.42.0.1:8080 | 10.42.0.2:8080"],
         ),
         (
             "terminating and not serving is gone",
@@ -480,7 +496,7 @@ fn an_external_name_is_an_alias() {
 fn endpoints_objects_serve_a_service_that_has_no_slices() {
     let legacy = "---\napiVersion: v1\nkind: Endpoints\nmetadata: {name: web, namespace: shop}\nsubsets:\n- addresses: [{ip: 10.42.0.9}]\n  notReadyAddresses: [{ip: 10.42.0.8}]\n  ports: [{name: http, port: 8080}]\n- addresses: [{ip: 10.42.1.9}]\n  ports: [{name: http, port: 8081}]\n";
     let alone = service(WEB) + legacy;
-    assert_eq!(frontends(&plan(&alone)), ["10.1.0.10:80/tcp -> 10.42.0.9:8080 10.42.1.9:8081"]);
+    assert_eq!(frontends(&plan(&alone)), ["10.1.0.10:80/tcp -> 10.42.0.9:8080 10.42.1.9:8081 | 10.42.0.8:8080"]);
     let both = alone + &slice("web-1", "IPv4", HTTP, "addresses: [10.42.0.1]");
     assert_eq!(frontends(&plan(&both)), ["10.1.0.10:80/tcp -> 10.42.0.1:8080"]);
 }
