@@ -192,6 +192,16 @@ impl<'lab> Gateway<'lab> {
         Ok(())
     }
 
+    /// Ends it with SIGTERM. What is pinned stays on the node.
+    ///
+    /// # Errors
+    /// When it did not end well.
+    pub fn end(mut self) -> Result<()> {
+        let status = self.process.stop(Signal::SIGTERM, Duration::from_secs(10))?;
+        ensure!(status.success(), "the gateway ended with {status}:\n{}", self.process.said());
+        Ok(())
+    }
+
     /// Kills it with SIGKILL.
     ///
     /// # Errors

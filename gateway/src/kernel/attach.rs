@@ -332,7 +332,9 @@ where
         Pins::unlink(&path);
     }
     let link = FdLink::try_from(attach(&path)?).map_err(|_| {
-        ProgramError::IOError(std::io::Error::other("the kernel gives no link that can be pinned: leave datapath.pin out"))
+        ProgramError::IOError(std::io::Error::other(
+            "the kernel gives no link that can be pinned: leave datapath.pin out",
+        ))
     })?;
     link.pin(&path).map_err(|e| ProgramError::IOError(std::io::Error::other(e)))?;
     Ok(Hold::Pinned { path, fresh: true })

@@ -275,8 +275,9 @@ pub(super) struct Heritage {
 impl Heritage {
     fn read(pins: &Pins) -> Result<Self, KernelError> {
         let mut heritage = Self::default();
-        let flows: Option<Table<FlowKey<[u8; 4]>, Flow<[u8; 4]>>> = pins.table(SHARED)?;
-        each(flows, |_, flow| heritage.generation = heritage.generation.max(flow.generation))?;
+        each(pins.table(SHARED)?, |_: FlowKey<[u8; 4]>, flow: Flow<[u8; 4]>| {
+            heritage.generation = heritage.generation.max(flow.generation);
+        })?;
         each(pins.table("SERVICES4")?, |key: ServiceKey<[u8; 4]>, value: Service| {
             let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == key.proto);
             if let Some(protocol) = protocol.filter(|_| value.id != 0) {
