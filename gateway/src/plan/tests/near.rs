@@ -69,7 +69,7 @@ fn hints_are_honoured_as_kube_proxy_does() {
                 hinted(3, none, none) + DRAINING,
                 hinted(4, none, none) + UNREADY,
             ],
-            "10.42.0.1:8080 | 10.42.0.2:8080 10.42.0.3:8080",
+            "10.42.0.1:8080 | 10.42.0.2:8080 10.42.0.3:8080 10.42.0.4:8080",
         ),
         (
             "nor does one of them make a zone ours",
@@ -79,7 +79,7 @@ fn hints_are_honoured_as_kube_proxy_does() {
         (
             "the last resort knows no zones",
             vec![hinted(1, a, none) + DRAINING, hinted(2, b, none) + DRAINING, hinted(3, a, none) + UNREADY],
-            "10.42.0.1:8080 10.42.0.2:8080",
+            "10.42.0.1:8080 10.42.0.2:8080 | 10.42.0.3:8080",
         ),
         (
             "the node goes before the zone",
