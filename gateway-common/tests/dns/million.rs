@@ -32,7 +32,7 @@ fn damage(message: &mut Vec<u8>, state: &mut u64) {
             }
         }
     }
-    if next(state) % 8 == 0 {
+    if next(state).is_multiple_of(8) {
         message.truncate(next(state) % message.len());
     }
 }
