@@ -11,7 +11,7 @@ use gateway_common::{
     maps::{Config, Endpoint, FlowKey, Service, config, endpoint, flow, tcp},
     net::{
         hash,
-        headers::TCP,
+        headers::{TCP, UDP},
         parse::Packet4,
         translate::{self, Flow4, Key4},
     },
@@ -228,9 +228,39 @@ pub fn create(config: &Config, packet: &Packet4, view: u32, service: &Service, i
             return Err(Reason::FlowTableFull);
         }
         count(Reason::FlowCreated);
+        if local && key.proto == UDP && config.own4 != to.dst && config.own4 != [0; 4] {
+            answers_from_own(config.own4, key, forward);
+        }
         return Ok(());
     }
     Err(Reason::SnatExhausted)
+}
+
+/// A UDP server of this node that listens on every address answers from the one of the way out, not from the one it was asked on.
+/// So a second reverse record takes the answers of the node's own address; it lives and dies by its own use.
+#[inline(never)]
+fn answers_from_own(own: [u8; 4], key: &Key4, forward: &Flow4) {
+    let Some(Draft { reverse, to, back, .. }) = draft() else { return };
+    back.src = own;
+    to.src = key.dst;
+    to.dst = key.src;
+    to.sport = key.dport;
+    to.dport = key.sport;
+    translate::set_record(reverse, back, to);
+    reverse.seen = forward.seen;
+    reverse.checked = forward.seen;
+    reverse.created = forward.seen;
+    reverse.endpoint = forward.endpoint;
+    reverse.generation = forward.generation;
+    reverse.service = forward.service;
+    reverse.flags = forward.flags ^ (flow::FORWARD | flow::REVERSE);
+    reverse.view = forward.view;
+    if FLOWS4.insert(&*back, &*reverse, u64::from(BPF_NOEXIST)) == Err(EEXIST)
+        && let Some(old) = get(back)
+        && translate::same(old, reverse)
+    {
+        *old = *reverse;
+    }
 }
 
 #[inline(always)]

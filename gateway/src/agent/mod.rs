@@ -3,6 +3,7 @@
 //! Start: source's first snapshot → plans → maps sized and filled → forwarder listening → programs attached → ready. What can
 //! fail for a wrong config fails before anything is attached. After that nothing that the cluster says ends the agent.
 
+mod alone;
 mod datapath;
 mod families;
 mod owner;
@@ -13,7 +14,8 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{config::Config, http, node};
+use crate::{config::Config, http, kernel::Mode, node};
+use alone::Alone;
 use owner::Owner;
 use state::State;
 
@@ -25,6 +27,7 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
     let mut end = End::new()?;
     let state = Arc::new(State::new(config, path));
     let server = http::Server::start(state.config.http, state.clone()).await?;
+    let _alone = if state.config.datapath.mode == Mode::Off { None } else { Some(Alone::take()?) };
     let mut owner = tokio::select! {
         biased;
         name = end.signalled() => {

@@ -248,7 +248,13 @@ fn look_around(state: &State, cluster: &Cluster) {
         return;
     }
     let known = |name: &Option<String>| name.clone().unwrap_or_else(|| "unknown".to_owned());
-    tracing::info!(node = known(&here.node), zone = known(&here.zone), "this gateway's own place in the cluster");
+    let (node, zone) = (known(&here.node), known(&here.zone));
+    // An agent that is refused says why and nothing else.
+    if state.ready.load(Ordering::Acquire) {
+        tracing::info!(node, zone, "this gateway's own place in the cluster");
+    } else {
+        tracing::debug!(node, zone, "this gateway's own place in the cluster");
+    }
     state.change(|held| held.here.clone_from(here));
 }
 

@@ -100,6 +100,20 @@ fn a_dns_port_in_use_leaves_nothing_attached() {
 }
 
 #[test]
+fn a_second_agent_on_the_node_is_refused_and_the_first_goes_on() {
+    in_namespace(|| {
+        let place = Place::new();
+        let agent = place.agent(&attached(&place));
+        let there = left();
+        let other = Place::new();
+        let line = other.refused(&attached(&other).replace("10.90.2.100\"", "10.90.2.100:5300\""));
+        assert!(line.contains("another gateway agent"), "{line}");
+        assert_eq!(left(), there);
+        assert_eq!(agent.get("/readyz").0, 200);
+    });
+}
+
+#[test]
 fn a_wildcard_listener_is_told_by_the_addresses_that_clients_use() {
     in_namespace(|| {
         let place = Place::new();
