@@ -67,7 +67,7 @@ clusterInterfaces: [eth1, flannel.1]
 clients:
   - {name: developers, cidrs: [10.90.0.0/16], namespaces: ["*"]}
   - {name: testers, cidrs: [10.90.1.0/24, "fd00:90::/64"], namespaces: [shop, default]}
-source: {kubernetes: {kubeconfig: /root/.kube/config, context: lab}}
+source: {kubernetes: {kubeconfig: /etc/gateway/kubeconfig, context: lab}}
 serviceCIDRs: [10.1.0.0/16, "fd00:1::/112"]
 returnPath: routed
 snat: {addresses: [10.90.2.100], ports: 40000-40999}
@@ -97,7 +97,7 @@ log: gateway=debug,info
     assert_eq!(config.views[1].namespaces, Some(vec!["shop".to_owned(), "default".to_owned()]));
     assert_eq!(
         config.source,
-        Source::Kubernetes { kubeconfig: Some("/root/.kube/config".into()), context: Some("lab".to_owned()) }
+        Source::Kubernetes { kubeconfig: Some("/etc/gateway/kubeconfig".into()), context: Some("lab".to_owned()) }
     );
     assert_eq!(config.dns.cluster_domain, "k8s.example");
     assert_eq!(config.dns.listen[2].to_string(), "[fd00::2]:53");
