@@ -7,6 +7,7 @@ mod alone;
 mod datapath;
 mod families;
 mod owner;
+mod reload;
 mod state;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -17,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{config::Config, http, kernel::Mode, node};
 use alone::Alone;
 use owner::Owner;
+use reload::Reload;
 use state::State;
 
 /// Runs until SIGTERM or SIGINT. `path` is the config's file, for people.
@@ -26,6 +28,7 @@ use state::State;
 pub async fn run(config: Config, path: PathBuf) -> Result<()> {
     let mut end = End::new()?;
     let state = Arc::new(State::new(config, path));
+    let mut reload = Reload::new(state.clone())?;
     let server = http::Server::start(state.config.http, state.clone()).await?;
     let _alone = if state.config.datapath.mode == Mode::Off { None } else { Some(Alone::take()?) };
     let mut owner = tokio::select! {
@@ -49,6 +52,7 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
             Some(pin) => tracing::info!(pin = %pin.display(), "{name}: the datapath goes on; `gateway detach` takes it off"),
         },
         () = owner.serve() => {}
+        () = reload.follow() => {}
     }
     owner.stop().await
 }

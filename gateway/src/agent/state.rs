@@ -36,7 +36,7 @@ const CACHE_SHOWN: usize = 1_000;
 /// See the module.
 pub(super) struct State {
     pub config: Config,
-    path: PathBuf,
+    pub path: PathBuf,
     started: Instant,
     view_names: Vec<String>,
     pub datapath: OnceLock<Arc<Datapath>>,
@@ -56,6 +56,8 @@ pub(super) struct Held {
     pub here: Here,
     /// What the kernel refused, by Service; the owner tries again.
     pub refused: BTreeMap<ObjectName, String>,
+    /// What is wrong with the config file, or waits for a restart.
+    pub config: Option<String>,
     /// What else is wrong, in words.
     pub trouble: Vec<String>,
 }
@@ -198,7 +200,10 @@ impl Agent for State {
             cluster_domain: self.config.dns.cluster_domain.clone(),
             dns: super::reachable(&self.config, &self.listen()),
             counts: self.counts(),
-            problems: self.held(|held| held.plans.values().flat_map(|plan| plan.problems.iter().cloned()).collect()),
+            problems: self.held(|held| {
+                let plans = held.plans.values().flat_map(|plan| &plan.problems);
+                held.config.iter().chain(plans).cloned().collect()
+            }),
             counters: self.counters(),
         }
     }

@@ -11,12 +11,21 @@ use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
 use ipnet::IpNet;
 
 use super::{Config, Datapath, Dns, Forward, Pods, Source, View, file, values};
-use crate::{kernel::Timeouts, plan::VipKinds};
+use crate::{
+    dns::log::{EVERY, LogConfig},
+    kernel::Timeouts,
+    plan::VipKinds,
+};
 
 /// Most flows: 200 bytes of kernel memory each, allocated at start.
 const MAX_FLOWS: u32 = 1 << 24;
 /// Most answers in the cache.
 const MAX_CACHE: u32 = 1 << 24;
+/// Most queries that wait for upstreams: each may hold a socket.
+const MAX_OUTSTANDING: u32 = 65_536;
+/// Smallest file of the query log in bytes, and most old files kept.
+const LEAST_LOG: u64 = 4_096;
+const MAX_LOGS: u32 = 1_000;
 /// Longest cluster domain in wire form: its SOA, with two names below it, must fit into the kernel's zone table.
 const CLUSTER_DOMAIN: usize = 49;
 /// Longest time in seconds that a key may hold: a week, RFC 8767 section 4's bound on TTLs.
@@ -226,6 +235,9 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     within("dns.cache.entries", cache.entries, 1, MAX_CACHE, "answers")?;
     within("dns.cache.maxTtl", cache.max_ttl, 1, MAX_SECONDS, "seconds")?;
     within("dns.cache.negativeTtl", cache.negative_ttl, 0, MAX_SECONDS, "seconds")?;
+    within("dns.cache.failureTtl", cache.failure_ttl, 1, 5, "seconds")?;
+    within("dns.limits.outstanding", dns.limits.outstanding, 1, MAX_OUTSTANDING, "queries")?;
+    within("dns.limits.perClient", dns.limits.per_client, 1, MAX_OUTSTANDING, "queries")?;
     within("dns.cache.stale", cache.stale, 0, MAX_SECONDS, "seconds")?;
     Ok(Dns {
         listen,
@@ -235,7 +247,30 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
         forward,
         ca_file: dns.tls.ca_file.as_ref().map(|path| base.join(path)),
         cache,
+        log: log(&dns.log, base)?,
+        limits: dns.limits,
     })
+}
+
+fn log(log: &file::Log, base: &Path) -> Checked<Option<LogConfig>> {
+    if !(log.sample > 0.0 && log.sample <= 1.0) {
+        return problem("dns.log.sample", format!("{} is out of range: give a share above 0 and up to 1", log.sample));
+    }
+    let max_size = match &log.max_size {
+        file::Size::Bytes(bytes) => *bytes,
+        file::Size::Text(text) => values::size(text).at("dns.log.maxSize")?,
+    };
+    if max_size < LEAST_LOG {
+        return problem("dns.log.maxSize", format!("{max_size} bytes are too few: give at least {LEAST_LOG}"));
+    }
+    within("dns.log.keep", log.keep, 0, MAX_LOGS, "files")?;
+    let Some(file) = log.file.as_deref() else { return Ok(None) };
+    if file.is_empty() {
+        return problem("dns.log.file", "is empty: give a file, or leave the key out for no log");
+    }
+    // At least one in a million: a share this small is meant to be one.
+    let per_million = (log.sample * f64::from(EVERY)).ceil() as u32;
+    Ok(Some(LogConfig { file: base.join(file), per_million, max_size, keep: log.keep }))
 }
 
 fn datapath(datapath: &file::Datapath) -> Checked<Datapath> {

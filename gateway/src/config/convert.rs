@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::{Cache, Config, Deny, Pods, ReturnPath, Strangers};
+use super::{Cache, Config, Deny, DnsLimits, Forward, Pods, ReturnPath, Strangers};
 use crate::{
     dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
     kernel::{Settings, Sizes},
@@ -40,32 +40,32 @@ impl Config {
 
     /// What the resolver is told; `listen` are its addresses.
     pub fn dns_config(&self, listen: &[SocketAddr]) -> DnsConfig {
-        let Cache { entries, max_ttl, negative_ttl, stale } = self.dns.cache;
+        let Cache { entries, max_ttl, negative_ttl, stale, failure_ttl } = self.dns.cache;
+        let DnsLimits { outstanding, per_client } = self.dns.limits;
+        let bound = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
         DnsConfig {
             listen: listen.to_vec(),
             cluster_domain: self.dns.cluster_domain.clone(),
             ttl: ZONE_TTL,
             zone_negative_ttl: ZONE_TTL,
             pods: self.dns.pods == Pods::Insecure,
-            forward: self
-                .dns
-                .forward
-                .iter()
-                .map(|rule| ForwardRule {
-                    zone: if rule.zone.is_empty() { ".".to_owned() } else { rule.zone.clone() },
-                    to: rule.to.clone(),
-                })
-                .collect(),
+            forward: self.forward_rules(),
             ca_file: self.dns.ca_file.clone(),
-            cache: CacheConfig {
-                entries: usize::try_from(entries).unwrap_or(usize::MAX),
-                max_ttl,
-                negative_ttl,
-                stale,
-            },
+            cache: CacheConfig { entries: bound(entries), max_ttl, negative_ttl, stale, failure_ttl },
             views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
-            limits: Limits::default(),
+            view_names: self.views.iter().map(|view| view.name.clone()).collect(),
+            log: self.dns.log.clone(),
+            limits: Limits { waiting: bound(outstanding), waiting_per_client: bound(per_client), ..Limits::default() },
         }
+    }
+
+    /// Who is asked for which names.
+    pub fn forward_rules(&self) -> Vec<ForwardRule> {
+        let rule = |rule: &Forward| ForwardRule {
+            zone: if rule.zone.is_empty() { ".".to_owned() } else { rule.zone.clone() },
+            to: rule.to.clone(),
+        };
+        self.dns.forward.iter().map(rule).collect()
     }
 
     /// What the plan needs beside the cluster; `listen` are the forwarder's addresses.

@@ -140,6 +140,8 @@ pub(super) struct Dns {
     pub forward: Vec<Forward>,
     pub tls: Tls,
     pub cache: Cache,
+    pub log: Log,
+    pub limits: DnsLimits,
 }
 
 impl Default for Dns {
@@ -152,6 +154,8 @@ impl Default for Dns {
             forward: vec![Forward { zone: ".".to_owned(), to: Vec::new() }],
             tls: Tls::default(),
             cache: Cache::default(),
+            log: Log::default(),
+            limits: DnsLimits::default(),
         }
     }
 }
@@ -183,6 +187,45 @@ pub(super) struct Tls {
     pub ca_file: Option<String>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub file: Option<String>,
+    pub sample: f64,
+    pub max_size: Size,
+    pub keep: u32,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { file: None, sample: 1.0, max_size: Size::Bytes(64 << 20), keep: 4 }
+    }
+}
+
+/// A number of bytes, or one with a unit.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+/// `dns.limits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DnsLimits {
+    /// Most queries that wait for upstreams at a time.
+    pub outstanding: u32,
+    /// Of these, one client's.
+    pub per_client: u32,
+}
+
+impl Default for DnsLimits {
+    fn default() -> Self {
+        Self { outstanding: 4_096, per_client: 512 }
+    }
+}
+
 /// `dns.cache`; times in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -195,11 +238,13 @@ pub struct Cache {
     pub negative_ttl: u32,
     /// How long an expired answer may still be served when upstreams fail.
     pub stale: u32,
+    /// How long a failure is remembered.
+    pub failure_ttl: u32,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600 }
+        Self { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
     }
 }
 

@@ -15,10 +15,10 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use file::{Cache, Deny, Pods, ReturnPath, Strangers};
+pub use file::{Cache, Deny, DnsLimits, Pods, ReturnPath, Strangers};
 
 use crate::{
-    dns::Upstream,
+    dns::{LogConfig, Upstream},
     kernel::{Mode, Timeouts},
     plan::VipKinds,
 };
@@ -105,6 +105,10 @@ pub struct Dns {
     pub ca_file: Option<PathBuf>,
     /// The cache's limits.
     pub cache: Cache,
+    /// The query log; `None`: off.
+    pub log: Option<LogConfig>,
+    /// Bounds on what waits for upstreams.
+    pub limits: DnsLimits,
 }
 
 /// `datapath`.

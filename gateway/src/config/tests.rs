@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, path::Path};
 
-use super::{Cache, Config, ConfigError, Deny, Forward, ReturnPath, Source, Strangers};
+use super::{Cache, Config, ConfigError, Deny, DnsLimits, Forward, ReturnPath, Source, Strangers};
 use crate::{
     kernel::{Mode, Sizes, Timeouts},
     plan::VipKinds,
@@ -41,7 +41,11 @@ fn every_key_left_out_has_the_documented_default() {
     assert!(config.dns.listen.is_empty() && config.dns.upstreams.is_empty());
     assert_eq!(config.dns.cluster_domain, "cluster.local");
     assert_eq!(config.dns.forward, [Forward { zone: String::new(), to: Vec::new() }]);
-    assert_eq!(config.dns.cache, Cache { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600 });
+    assert_eq!(
+        config.dns.cache,
+        Cache { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
+    );
+    assert_eq!((config.dns.log, config.dns.limits), (None, DnsLimits { outstanding: 4_096, per_client: 512 }));
     assert_eq!(config.datapath.mode, Mode::Auto);
     assert_eq!(config.datapath.flows, 262_144);
     assert_eq!(config.datapath.pin, None);
@@ -81,7 +85,9 @@ dns:
     - {zone: ".", to: [9.9.9.9, "[2620:fe::fe]:53", "tls://9.9.9.9#DNS.quad9.net", "tls://[::9]:8853"]}
     - {zone: Corp.Example., to: []}
   tls: {caFile: own.pem}
-  cache: {entries: 10, maxTtl: 20, negativeTtl: 30, stale: 40}
+  cache: {entries: 10, maxTtl: 20, negativeTtl: 30, stale: 40, failureTtl: 5}
+  log: {file: queries.log, sample: 0.5, maxSize: 2Mi, keep: 1}
+  limits: {outstanding: 9, perClient: 3}
 datapath:
   mode: tc
   flows: 1000
@@ -105,6 +111,12 @@ log: gateway=debug,info
     assert_eq!(config.dns.forward[0].to[2].to_string(), "tls://9.9.9.9:853#dns.quad9.net");
     assert_eq!(config.dns.forward[0].to[3].to_string(), "tls://[::9]:8853#::9");
     assert_eq!(config.dns.ca_file.as_deref(), Some(Path::new("/etc/gateway/own.pem")));
+    let log = config.dns.log.as_ref().expect("a log");
+    assert_eq!((log.per_million, log.max_size, log.keep), (500_000, 2 << 20, 1));
+    assert_eq!(log.file, Path::new("/etc/gateway/queries.log"));
+    let dns = config.dns_config(&config.dns.listen);
+    assert_eq!((dns.limits.waiting, dns.limits.waiting_per_client, dns.cache.failure_ttl), (9, 3, 5));
+    assert_eq!(dns.view_names, ["developers", "testers"]);
     assert_eq!(config.dns.forward[1], Forward { zone: "corp.example".to_owned(), to: Vec::new() });
     let settings = config.settings(Sizes::default(), &config.service_cidrs, &config.dns.listen);
     assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
@@ -213,6 +225,11 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("dns: {forward: [{zone: .}, {zone: a b}]}"), &["dns.forward[1].zone", "a b"]),
         (with("dns: {forward: [{zone: a.b}, {zone: A.b.}]}"), &["dns.forward[1].zone", "two rules"]),
         (with("dns: {cache: {entries: 0}}"), &["dns.cache.entries", "0 is out of range"]),
+        (with("dns: {cache: {failureTtl: 6}}"), &["dns.cache.failureTtl", "1 to 5"]),
+        (with("dns: {log: {sample: 0}}"), &["dns.log.sample", "above 0"]),
+        (with("dns: {log: {maxSize: 64MB}}"), &["dns.log.maxSize", "64MB", "64Mi"]),
+        (with("dns: {log: {file: ''}}"), &["dns.log.file", "empty"]),
+        (with("dns: {limits: {perClient: 0}}"), &["dns.limits.perClient", "0 is out of range"]),
         (with("dns: {cache: {stale: -1}}"), &["dns.cache.stale", "-1"]),
         (with("datapath: {flows: 0}"), &["datapath.flows"]),
         (with("datapath: {flows: 4000000000}"), &["datapath.flows", "16777216"]),

@@ -98,6 +98,24 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
     Ok(Upstream { addr: address, tls: Some(name.into()) })
 }
 
+/// `64Mi`, `100k`, `4096`: bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => Some(1),
+        "k" => Some(1_000),
+        "M" => Some(1_000_000),
+        "G" => Some(1_000_000_000),
+        "Ki" => Some(1 << 10),
+        "Mi" => Some(1 << 20),
+        "Gi" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes = factor.zip(number.parse::<u64>().ok()).and_then(|(factor, number)| number.checked_mul(factor));
+    bytes.ok_or_else(|| format!("`{text}` is no size: write bytes, or a number with k, M, G, Ki, Mi or Gi, like 64Mi"))
+}
+
 /// A domain name: lower case, without the last dot; the root is empty. `room` is the longest wire form allowed.
 pub(super) fn domain(text: &str, room: usize) -> Result<String, String> {
     let name = text.strip_suffix('.').unwrap_or(text);

@@ -17,7 +17,9 @@ use hickory_proto::{op::ResponseCode, rr::RecordType};
 use tokio::sync::watch;
 
 use super::{
-    CacheConfig, clock, learn,
+    CacheConfig, clock,
+    errors::Extended,
+    learn,
     learn::LearnError,
     name,
     publish::Publisher,
@@ -29,8 +31,14 @@ use super::{
 const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 /// After the servers failed, stale answers are given for so long without asking again.
 const STALE_HOLD: u64 = clock::seconds(5);
-/// A failure without anything stale is remembered for so long (RFC 9520 asks for at least a second).
-const FAILURE_HOLD: u64 = clock::seconds(1);
+/// An answer that was asked for so often while it held is worth asking for again before it expires.
+const POPULAR: u64 = 3;
+/// Answers that hold for less than this are not refreshed early: they are gone between two looks.
+const REFRESHED_TTL: u32 = 5;
+/// A refreshed answer is asked for when a tenth of its time is left, and no later than this many seconds before its end.
+const REFRESH_LEAD: u32 = 2;
+/// Questions of the cache's own at one time; what is more expires, and is asked for when a client wants it.
+const REFRESHES: usize = 256;
 /// Order numbers of answers in use begin here; expired ones are numbered below, and so are the first to be evicted.
 const LIVE: u64 = 1 << 63;
 /// Popular answers that eviction passes over before it takes the next one all the same.
@@ -41,8 +49,8 @@ const SECOND_CHANCES: usize = 16;
 pub enum Outcome {
     /// An answer, and where it came from.
     Answer(Arc<Answer>, Source),
-    /// SERVFAIL.
-    Failed,
+    /// SERVFAIL, and why.
+    Failed(Extended),
 }
 
 struct Slot {
@@ -51,6 +59,8 @@ struct Slot {
     dead: u64,
     order: u64,
     due: (u64, u64),
+    /// What is due next is a look at how popular it is.
+    fresh: bool,
     kernel: Option<DnsKey>,
     kernel_hits: u64,
     hits: u64,
@@ -65,7 +75,9 @@ struct Inner {
     /// When something happens to an answer: it expires, or it is too old even to be stale.
     due: BTreeMap<(u64, u64), Arc<Ask>>,
     asking: HashMap<Arc<Ask>, watch::Receiver<Option<Outcome>>>,
-    failed: HashMap<Arc<Ask>, u64>,
+    failed: HashMap<Arc<Ask>, (u64, Extended)>,
+    /// Changes of the zone rules so far.
+    epoch: u64,
     next: u64,
 }
 
@@ -100,7 +112,7 @@ impl Cache {
         };
         // The sender goes without a word only when its task did.
         let outcome = waiting.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or(Outcome::Failed)
+        outcome.unwrap_or(Outcome::Failed(Extended::unusable()))
     }
 
     /// The answer that is here by now; or joins those who wait for it; or asks. A question is asked to the end even when all who
@@ -117,28 +129,45 @@ impl Cache {
         if let Some(waiting) = inner.asking.get(&ask) {
             return Err(waiting.clone());
         }
-        let ask = Arc::new(ask);
+        let patience = inner.slots.contains_key(&ask).then_some(STALE_PATIENCE);
+        Err(self.start(&mut inner, Arc::new(ask), servers, patience))
+    }
+
+    /// Asks for an answer that is there, so that it is there anew before it expires.
+    pub fn refresh(self: &Arc<Self>, ask: Arc<Ask>, servers: &Arc<[Arc<Server>]>) {
+        let mut inner = self.lock();
+        if !inner.asking.contains_key(&ask) {
+            self.stats.refreshed.fetch_add(1, Ordering::Relaxed);
+            drop(self.start(&mut inner, ask, servers, None));
+        }
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        ask: Arc<Ask>,
+        servers: &Arc<[Arc<Server>]>,
+        patience: Option<Duration>,
+    ) -> watch::Receiver<Option<Outcome>> {
         let (sender, receiver) = watch::channel(None);
         inner.asking.insert(Arc::clone(&ask), receiver.clone());
-        let stale = inner.slots.contains_key(&ask);
-        drop(inner);
-        let asking = Asking { cache: Arc::clone(self), ask };
+        let asking = Asking { cache: Arc::clone(self), ask, epoch: inner.epoch };
         let servers = Arc::clone(servers);
         tokio::spawn(async move {
-            let patience = stale.then_some(STALE_PATIENCE);
             let outcome = match upstream::ask(&servers, &asking.ask, patience).await {
                 Ok(message) => learn::learn(&asking.ask, &message, &asking.cache.config)
-                    .and_then(|learnt| asking.cache.insert(&asking.ask, &learnt))
-                    .unwrap_or_else(|error| asking.cache.failure(&asking.ask, &error)),
-                Err(error) => asking.cache.failure(&asking.ask, &error),
+                    .and_then(|learnt| asking.cache.insert(&asking, &learnt))
+                    .unwrap_or_else(|error| asking.cache.failure(&asking, Extended::unusable(), &error)),
+                Err(error) => asking.cache.failure(&asking, Extended::of(&error), &error),
             };
             drop(asking);
             sender.send_replace(Some(outcome));
         });
-        Err(receiver)
+        receiver
     }
 
-    fn failure(&self, ask: &Arc<Ask>, error: &dyn std::error::Error) -> Outcome {
+    fn failure(&self, asking: &Asking, why: Extended, error: &dyn std::error::Error) -> Outcome {
+        let ask = &asking.ask;
         tracing::debug!(name = %name::to_text(&ask.name), qtype = ask.qtype, "no answer from upstream: {error}");
         self.stats.upstream_failures.fetch_add(1, Ordering::Relaxed);
         let now = clock::now();
@@ -147,22 +176,29 @@ impl Cache {
             slot.hold = now + STALE_HOLD;
             return Outcome::Answer(Arc::clone(&slot.answer), Source::Stale);
         }
-        if inner.failed.len() < self.config.entries {
-            inner.failed.insert(Arc::clone(ask), now + FAILURE_HOLD);
+        if inner.failed.len() < self.config.entries && asking.epoch == inner.epoch {
+            let until = now + clock::seconds(self.config.failure_ttl);
+            inner.failed.insert(Arc::clone(ask), (until, why));
         }
-        Outcome::Failed
+        Outcome::Failed(why)
     }
 
     /// Keeps what was learnt and teaches the kernel.
-    fn insert(&self, ask: &Arc<Ask>, learnt: &learn::Learnt) -> Result<Outcome, LearnError> {
+    fn insert(&self, asking: &Asking, learnt: &learn::Learnt) -> Result<Outcome, LearnError> {
+        let ask = &asking.ask;
         let now = clock::now();
         let answer = Arc::new(learnt.build(&ask.name, now)?);
         let mut inner = self.lock();
-        self.remove(&mut inner, ask);
+        let before = inner.detach(ask).and_then(|slot| slot.kernel);
         inner.failed.remove(ask);
-        if learnt.ttl > 0 && self.config.entries > 0 {
+        // What was asked under other rules is for those who asked.
+        let kept = learnt.ttl > 0 && self.config.entries > 0 && asking.epoch == inner.epoch;
+        let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| kept && self.publisher.put_learnt(key, &answer));
+        if let Some(key) = before.filter(|_| kernel.is_none()) {
+            self.unpublish(&key);
+        }
+        if kept {
             let expires = answer.head().expires;
-            let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| self.publisher.put_learnt(key, &answer));
             while inner.slots.len() >= self.config.entries {
                 self.evict(&mut inner);
             }
@@ -172,7 +208,8 @@ impl Cache {
                 expires,
                 dead: expires.saturating_add(clock::seconds(self.config.stale)),
                 order: LIVE | number,
-                due: (expires, number),
+                due: (look_at(learnt.ttl, expires).unwrap_or(expires), number),
+                fresh: look_at(learnt.ttl, expires).is_some(),
                 kernel,
                 kernel_hits: 0,
                 hits: 0,
@@ -186,11 +223,19 @@ impl Cache {
     }
 
     fn remove(&self, inner: &mut Inner, ask: &Ask) {
-        let Some(slot) = inner.slots.remove(ask) else { return };
-        inner.order.remove(&slot.order);
-        inner.due.remove(&slot.due);
-        if let Some(key) = &slot.kernel {
-            self.unpublish(key);
+        if let Some(key) = inner.detach(ask).and_then(|slot| slot.kernel) {
+            self.unpublish(&key);
+        }
+    }
+
+    /// The rules changed: answers for names that others answer for now are forgotten, here and in the kernel.
+    pub fn retain(&self, keep: impl Fn(&[u8]) -> bool) {
+        let mut inner = self.lock();
+        inner.epoch += 1;
+        inner.failed.clear();
+        let gone: Vec<Arc<Ask>> = inner.slots.keys().filter(|ask| !keep(&ask.name)).cloned().collect();
+        for ask in gone {
+            self.remove(&mut inner, &ask);
         }
     }
 
@@ -220,8 +265,10 @@ impl Cache {
         }
     }
 
-    /// Takes what has expired out of the kernel, and what is too old even to be stale out of the cache.
-    pub fn sweep(&self, now: u64) {
+    /// Takes what has expired out of the kernel, and what is too old even to be stale out of the cache. Returns what is popular and
+    /// about to expire.
+    pub fn sweep(&self, now: u64) -> Vec<Arc<Ask>> {
+        let mut popular = Vec::new();
         let mut inner = self.lock();
         while let Some((due, ask)) = inner.due.first_key_value().map(|(due, ask)| (*due, Arc::clone(ask))) {
             if due.0 > now {
@@ -230,6 +277,16 @@ impl Cache {
             inner.due.remove(&due);
             let number = inner.number();
             let Some(slot) = inner.slots.get_mut(&ask) else { continue };
+            if std::mem::take(&mut slot.fresh) {
+                let hits = slot.kernel.as_ref().and_then(|key| self.publisher.hits(key)).unwrap_or(0);
+                if hits.saturating_add(slot.hits) >= POPULAR && popular.len() < REFRESHES {
+                    popular.push(Arc::clone(&ask));
+                }
+                slot.due = (slot.expires, due.1);
+                let due = slot.due;
+                inner.due.insert(due, ask);
+                continue;
+            }
             if slot.dead <= now {
                 self.remove(&mut inner, &ask);
                 continue;
@@ -244,7 +301,8 @@ impl Cache {
             inner.order.insert(number, Arc::clone(&ask));
             inner.due.insert(due, ask);
         }
-        inner.failed.retain(|_, until| now < *until);
+        inner.failed.retain(|_, (until, _)| now < *until);
+        popular
     }
 
     /// Answers held.
@@ -274,6 +332,12 @@ impl Cache {
     }
 }
 
+/// When to look how popular an answer is; `None`: it is not refreshed early.
+fn look_at(ttl: u32, expires: u64) -> Option<u64> {
+    let lead = (ttl / 10).max(REFRESH_LEAD);
+    (ttl >= REFRESHED_TTL).then(|| expires.saturating_sub(clock::seconds(lead)))
+}
+
 fn rcode_name(rcode: u16) -> String {
     match ResponseCode::from(0, u8::try_from(rcode).unwrap_or(u8::MAX)) {
         ResponseCode::NoError => "NOERROR".to_owned(),
@@ -296,7 +360,14 @@ impl Inner {
                 return Some(Outcome::Answer(Arc::clone(&slot.answer), Source::Stale));
             }
         }
-        self.failed.get(ask).is_some_and(|until| now < *until).then_some(Outcome::Failed)
+        self.failed.get(ask).filter(|(until, _)| now < *until).map(|(_, why)| Outcome::Failed(*why))
+    }
+
+    fn detach(&mut self, ask: &Ask) -> Option<Slot> {
+        let slot = self.slots.remove(ask)?;
+        self.order.remove(&slot.order);
+        self.due.remove(&slot.due);
+        Some(slot)
     }
 
     fn number(&mut self) -> u64 {
@@ -319,6 +390,8 @@ impl Inner {
 struct Asking {
     cache: Arc<Cache>,
     ask: Arc<Ask>,
+    /// Of the rules it is asked by.
+    epoch: u64,
 }
 
 impl Drop for Asking {

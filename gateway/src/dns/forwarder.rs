@@ -7,6 +7,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Instant, SystemTime},
 };
 
 use gateway_common::dns::{
@@ -19,14 +20,16 @@ use hickory_proto::op::ResponseCode;
 
 use super::{
     cache::{Cache, Outcome},
-    clock,
+    clock, errors,
+    errors::Extended,
     learn::{Learnt, Rr},
+    log::{Entry, QueryLog},
     query::{Odd, Query, request_for},
     rules::Rules,
     stats::{Dropped, Source, Stats, Transport},
     upstream::{Ask, Server},
     views::ViewTable,
-    zone::{Found, Zone},
+    zone::{Found, TYPE_ANY, Zone},
 };
 
 /// TTL of stale answers (RFC 8767 section 4).
@@ -40,12 +43,35 @@ pub struct Forwarder {
     pub zone: Zone,
     /// Learnt answers.
     pub cache: Arc<Cache>,
-    /// Who is asked for other names.
-    pub rules: Rules,
     /// Counters.
     pub stats: Arc<Stats>,
     views: RwLock<Arc<ViewTable>>,
+    rules: RwLock<Arc<Rules>>,
+    log: Option<QueryLog>,
     turn: AtomicU64,
+}
+
+/// Who asks, and how.
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    source: IpAddr,
+    view: u8,
+    transport: Transport,
+    /// When the query came; only of those that are logged.
+    began: Option<(SystemTime, Instant)>,
+}
+
+/// What is said, beside the records.
+struct Said {
+    source: Source,
+    rcode: u16,
+    why: Option<Extended>,
+}
+
+impl Said {
+    fn new(source: Source, rcode: u16) -> Self {
+        Self { source, rcode, why: None }
+    }
 }
 
 /// What to do with a query.
@@ -61,6 +87,7 @@ pub enum Step {
 /// A query whose answer others have.
 pub struct Waiting {
     query: Query,
+    asker: Asker,
     /// The query itself, or one for what its aliases led to.
     target: Request,
     ask: Ask,
@@ -72,7 +99,42 @@ pub struct Waiting {
 impl Forwarder {
     /// From its parts.
     pub fn new(zone: Zone, cache: Arc<Cache>, rules: Rules, views: ViewTable, stats: Arc<Stats>) -> Self {
-        Self { zone, cache, rules, stats, views: RwLock::new(Arc::new(views)), turn: AtomicU64::new(0) }
+        Self {
+            zone,
+            cache,
+            stats,
+            views: RwLock::new(Arc::new(views)),
+            rules: RwLock::new(Arc::new(rules)),
+            log: None,
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    /// With a query log.
+    pub fn with_log(self, log: Option<QueryLog>) -> Self {
+        Self { log, ..self }
+    }
+
+    /// Opens the query log's file anew.
+    pub fn reopen_log(&self) {
+        if let Some(log) = &self.log {
+            log.reopen();
+        }
+    }
+
+    /// Lines that the query log lost.
+    pub fn log_lost(&self) -> u64 {
+        self.log.as_ref().map_or(0, QueryLog::lost)
+    }
+
+    /// Who is asked for other names.
+    pub fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the rules.
+    pub fn set_rules(&self, rules: Arc<Rules>) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// Replaces the views.
@@ -92,6 +154,9 @@ impl Forwarder {
             self.stats.dropped(Dropped::Stranger);
             return Step::Drop;
         };
+        let logged = self.log.as_ref().is_some_and(QueryLog::samples);
+        let began = logged.then(|| (SystemTime::now(), Instant::now()));
+        let asker = Asker { source, view, transport, began };
         let query = match Query::parse(packet) {
             Ok(query) => query,
             Err(Odd::Drop) => {
@@ -100,128 +165,135 @@ impl Forwarder {
             }
             Err(Odd::Reply { message, rcode }) => {
                 self.stats.answer(Source::Local, rcode);
+                self.note(&asker, None, Source::Local, rcode);
                 return Step::Reply(message);
             }
         };
-        self.answer(query, view, transport)
+        self.answer(query, &asker)
     }
 
-    fn answer(&self, query: Query, view: u8, transport: Transport) -> Step {
+    fn answer(&self, query: Query, asker: &Asker) -> Step {
         let mut aliases: Vec<Rr> = Vec::new();
         let mut target = None;
         while aliases.len() <= MAX_ALIASES {
             let request = target.as_ref().unwrap_or(&query.request);
-            match self.zone.find(request, view, query.any) {
-                Found::Answer(answer) => return self.zone_answer(&query, request, &answer, &aliases, transport),
+            match self.zone.find(request, asker.view, query.any) {
+                Found::Answer(answer) => return self.zone_answer(&query, request, &answer, &aliases, asker),
                 Found::Negative(zone, rcode) if aliases.is_empty() => {
-                    let message = request.emit_negative(&zone, rcode, limit(request, transport));
-                    return self.send(&query, message, Source::Zone, rcode);
+                    let message = request.emit_negative(&zone, rcode, limit(request, asker.transport));
+                    return self.send(&query, message, &Said::new(Source::Zone, rcode), asker);
                 }
                 Found::Negative(zone, rcode) => {
                     let message = request.emit_negative(&zone, rcode, usize::from(u16::MAX));
-                    return self.after_aliases(&query, &message, &aliases, Source::Zone, transport);
+                    return self.after_aliases(&query, &message, &aliases, Source::Zone, asker);
                 }
                 Found::Alias(alias) => {
                     // The target is spelt out; the next question is for it.
                     let next = request_for(&alias.rdata, query.request.query.qtype, query.request.query.bits);
                     aliases.push(alias);
-                    let Some(next) = next else { return self.fail(&query, ResponseCode::ServFail) };
+                    let Some(next) = next else { return self.fail(&query, ResponseCode::ServFail, None, asker) };
                     target = Some(next);
                 }
                 Found::Elsewhere => {
                     let target = target.unwrap_or_else(|| query.request.clone());
-                    return self.elsewhere(query, target, aliases, transport);
+                    return self.elsewhere(query, target, aliases, asker);
                 }
-                Found::Unknown => break,
+                Found::Unknown => {
+                    return self.fail(&query, ResponseCode::ServFail, Some(errors::NOT_READY), asker);
+                }
             }
         }
-        self.fail(&query, ResponseCode::ServFail)
+        self.fail(&query, ResponseCode::ServFail, None, asker)
     }
 
-    fn zone_answer(
-        &self,
-        query: &Query,
-        request: &Request,
-        answer: &Answer,
-        aliases: &[Rr],
-        transport: Transport,
-    ) -> Step {
+    fn zone_answer(&self, query: &Query, request: &Request, answer: &Answer, aliases: &[Rr], asker: &Asker) -> Step {
         let rcode = answer.head().header & wire::RCODE;
         let turn = self.turn();
         if aliases.is_empty() {
-            let sending = Sending { limit: limit(request, transport), ttls: Ttls::Aged(0), turn };
-            return self.send(query, request.emit(answer, &sending), Source::Zone, rcode);
+            let sending = Sending { limit: limit(request, asker.transport), ttls: Ttls::Aged(0), turn };
+            return self.send(query, request.emit(answer, &sending), &Said::new(Source::Zone, rcode), asker);
         }
         let message = request.emit(answer, &Sending::tcp(0, turn));
-        self.after_aliases(query, &message, aliases, Source::Zone, transport)
+        self.after_aliases(query, &message, aliases, Source::Zone, asker)
     }
 
     /// The answer for the last alias's target, put behind the aliases.
-    fn after_aliases(
-        &self,
-        query: &Query,
-        message: &[u8],
-        aliases: &[Rr],
-        source: Source,
-        transport: Transport,
-    ) -> Step {
+    fn after_aliases(&self, query: &Query, message: &[u8], aliases: &[Rr], source: Source, asker: &Asker) -> Step {
         let name = query.request.name();
         match Learnt::of_message(message).and_then(|learnt| learnt.build_after(name, aliases)) {
             Ok(answer) => {
-                let sending = Sending { limit: limit(&query.request, transport), ttls: Ttls::Aged(0), turn: 0 };
+                let sending = Sending { limit: limit(&query.request, asker.transport), ttls: Ttls::Aged(0), turn: 0 };
                 let rcode = answer.head().header & wire::RCODE;
-                self.send(query, query.request.emit(&answer, &sending), source, rcode)
+                self.send(
+                    query,
+                    query.request.emit(&answer, &sending),
+                    &Said { source, rcode, why: stale(source, rcode) },
+                    asker,
+                )
             }
             Err(error) => {
                 tracing::warn!("following an alias: {error}");
-                self.fail(query, ResponseCode::ServFail)
+                self.fail(query, ResponseCode::ServFail, None, asker)
             }
         }
     }
 
     /// A name outside the zone, asked for or aliased to.
-    fn elsewhere(&self, query: Query, target: Request, aliases: Vec<Rr>, transport: Transport) -> Step {
-        let Some(servers) = self.rules.servers_for(target.name()) else {
+    fn elsewhere(&self, query: Query, target: Request, aliases: Vec<Rr>, asker: &Asker) -> Step {
+        let rules = self.rules();
+        let Some(servers) = rules.servers_for(target.name()) else {
             // The alias is true, and all that may be said.
             return if aliases.is_empty() {
-                self.fail(&query, ResponseCode::Refused)
+                // A rule for just this, or none for anything.
+                let ruled = rules.zone_of(target.name()).is_some_and(|zone| zone != [0]);
+                let why = if ruled { errors::BLOCKED } else { errors::PROHIBITED };
+                self.fail(&query, ResponseCode::Refused, Some(why), asker)
             } else {
-                self.after_aliases(&query, &target.emit_empty(wire::NOERROR), &aliases, Source::Zone, transport)
+                self.after_aliases(&query, &target.emit_empty(wire::NOERROR), &aliases, Source::Zone, asker)
             };
         };
         if query.any {
             return match self.zone.minimal_any(query.request.name()) {
-                Some(answer) => self.zone_answer(&query, &query.request, &answer, &[], transport),
-                None => self.fail(&query, ResponseCode::ServFail),
+                Some(answer) => self.zone_answer(&query, &query.request, &answer, &[], asker),
+                None => self.fail(&query, ResponseCode::ServFail, None, asker),
             };
         }
         let ask = Ask { qtype: target.query.qtype, flags: target.query.bits, name: target.name().into() };
-        let waiting = Waiting { servers: Arc::clone(servers), query, target, ask, aliases };
+        let waiting = Waiting { servers: Arc::clone(servers), asker: *asker, query, target, ask, aliases };
         match self.cache.peek(&waiting.ask, clock::now()) {
-            Some(outcome) => self.end(&waiting, &outcome, transport),
+            Some(outcome) => self.end(&waiting, &outcome),
             None => Step::Wait(Box::new(waiting)),
         }
     }
 
     /// Ends with a query that waits for others.
-    pub async fn finish(&self, waiting: &Waiting, transport: Transport) -> Step {
+    pub async fn finish(&self, waiting: &Waiting) -> Step {
         let outcome = self.cache.get(waiting.ask.clone(), &waiting.servers).await;
-        self.end(waiting, &outcome, transport)
+        self.end(waiting, &outcome)
     }
 
-    fn end(&self, waiting: &Waiting, outcome: &Outcome, transport: Transport) -> Step {
-        let Waiting { query, target, aliases, .. } = waiting;
-        let Outcome::Answer(answer, source) = outcome else { return self.fail(query, ResponseCode::ServFail) };
+    /// Ends with a query for which there is no place to wait in.
+    pub fn overloaded(&self, waiting: &Waiting) -> Step {
+        self.fail(&waiting.query, ResponseCode::ServFail, Some(errors::OVERLOAD), &waiting.asker)
+    }
+
+    fn end(&self, waiting: &Waiting, outcome: &Outcome) -> Step {
+        let Waiting { query, asker, target, aliases, .. } = waiting;
+        let (answer, source) = match outcome {
+            Outcome::Answer(answer, source) => (answer, source),
+            Outcome::Failed(why) => return self.fail(query, ResponseCode::ServFail, Some(*why), asker),
+        };
         let ttls = match source {
             Source::Stale => Ttls::Fixed(STALE_TTL),
             _ => Ttls::Aged(age(answer.head().stored, clock::now())),
         };
-        let limit = if aliases.is_empty() { limit(target, transport) } else { usize::from(u16::MAX) };
+        let limit = if aliases.is_empty() { limit(target, asker.transport) } else { usize::from(u16::MAX) };
         let message = target.emit(answer, &Sending { limit, ttls, turn: self.turn() });
         if aliases.is_empty() {
-            self.send(query, message, *source, answer.head().header & wire::RCODE)
+            let rcode = answer.head().header & wire::RCODE;
+            self.send(query, message, &Said { source: *source, rcode, why: stale(*source, rcode) }, asker)
         } else {
-            self.after_aliases(query, &message, aliases, *source, transport)
+            self.after_aliases(query, &message, aliases, *source, asker)
         }
     }
 
@@ -229,15 +301,42 @@ impl Forwarder {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn send(&self, query: &Query, message: Vec<u8>, source: Source, rcode: u16) -> Step {
-        self.stats.answer(source, rcode);
+    fn send(&self, query: &Query, mut message: Vec<u8>, said: &Said, asker: &Asker) -> Step {
+        self.stats.answer(said.source, said.rcode);
+        self.note(asker, Some(query), said.source, said.rcode);
+        if let Some(why) = said.why.filter(|_| query.request.query.edns) {
+            why.add_to(&mut message, limit(&query.request, asker.transport));
+        }
         Step::Reply(query.finish(message))
     }
 
-    fn fail(&self, query: &Query, rcode: ResponseCode) -> Step {
+    fn fail(&self, query: &Query, rcode: ResponseCode, why: Option<Extended>, asker: &Asker) -> Step {
         let rcode = u16::from(rcode);
-        self.send(query, query.request.emit_empty(rcode), Source::Local, rcode)
+        let said = Said { source: Source::Local, rcode, why };
+        self.send(query, query.request.emit_empty(rcode), &said, asker)
     }
+
+    /// Logs an answered query; `None`: one that could not be read.
+    fn note(&self, asker: &Asker, query: Option<&Query>, source: Source, rcode: u16) {
+        let (Some(log), Some((time, began))) = (&self.log, asker.began) else { return };
+        log.write(Entry {
+            time,
+            client: asker.source,
+            view: asker.view,
+            transport: asker.transport,
+            name: query.map(|query| query.request.name().into()).unwrap_or_default(),
+            qtype: query.map_or(0, |query| if query.any { TYPE_ANY } else { query.request.query.qtype }),
+            rcode,
+            source,
+            took: began.elapsed(),
+        });
+    }
+}
+
+/// Why a stale answer is one.
+fn stale(source: Source, rcode: u16) -> Option<Extended> {
+    let why = if rcode == wire::NXDOMAIN { errors::STALE_NXDOMAIN } else { errors::STALE };
+    (source == Source::Stale).then_some(why)
 }
 
 /// The largest answer that the client takes.

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
     use crate::dns::name;
 
-    const CONFIG: CacheConfig = CacheConfig { entries: 10, max_ttl: 3600, negative_ttl: 60, stale: 0 };
+    const CONFIG: CacheConfig = CacheConfig { entries: 10, max_ttl: 3600, negative_ttl: 60, stale: 0, failure_ttl: 2 };
 
     fn ask(text: &str, qtype: u16) -> Ask {
         Ask { name: name::from_text(text).expect("name"), qtype, flags: 0 }

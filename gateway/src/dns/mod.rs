@@ -16,7 +16,9 @@ pub mod clock;
 pub mod errors;
 pub mod forwarder;
 pub mod learn;
+pub mod log;
 pub mod name;
+mod places;
 pub mod publish;
 pub mod query;
 pub mod rules;
@@ -29,6 +31,7 @@ pub mod zone;
 
 mod resolver;
 
+pub use log::LogConfig;
 pub use resolver::{Resolver, ResolverHandle};
 pub use upstream::{Upstream, tls::TrustError};
 
@@ -95,11 +98,13 @@ pub struct CacheConfig {
     pub negative_ttl: u32,
     /// Seconds for which an expired answer may be given while no server answers; 0: never.
     pub stale: u32,
+    /// Seconds for which a failure is remembered; nobody is asked meanwhile.
+    pub failure_ttl: u32,
 }
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { entries: 65_536, max_ttl: 3600, negative_ttl: 5, stale: 3600 }
+        Self { entries: 65_536, max_ttl: 3600, negative_ttl: 5, stale: 3600, failure_ttl: 2 }
     }
 }
 
@@ -124,6 +129,10 @@ pub struct DnsConfig {
     pub cache: CacheConfig,
     /// The views' prefixes; index = view number.
     pub views: Vec<Vec<IpNet>>,
+    /// The views' names, for the log.
+    pub view_names: Vec<String>,
+    /// The query log; `None`: off.
+    pub log: Option<LogConfig>,
     /// Bounds on what clients can make it hold.
     pub limits: Limits,
 }
@@ -140,6 +149,8 @@ impl Default for DnsConfig {
             ca_file: None,
             cache: CacheConfig::default(),
             views: Vec::new(),
+            view_names: Vec::new(),
+            log: None,
             limits: Limits::default(),
         }
     }
@@ -148,8 +159,10 @@ impl Default for DnsConfig {
 /// Bounds on what clients can make the forwarder hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// UDP queries that wait for an upstream at one time; more are dropped, and clients ask again.
-    pub udp_waiting: usize,
+    /// Queries that wait for upstreams at one time. More are dropped over UDP, and clients ask again; over TCP they fail.
+    pub waiting: usize,
+    /// Of these, one client's.
+    pub waiting_per_client: usize,
     /// TCP connections.
     pub tcp_connections: usize,
     /// TCP connections of one source address.
@@ -163,7 +176,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            udp_waiting: 4096,
+            waiting: 4096,
+            waiting_per_client: 512,
             tcp_connections: 1024,
             tcp_per_source: 64,
             tcp_pipeline: 64,
@@ -216,6 +230,14 @@ pub enum DnsError {
         index: usize,
         /// The server.
         server: Upstream,
+    },
+    /// The query log.
+    #[error("dns.log.file: {}: cannot be written: {source}: give a file in an existing directory", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
     },
     /// A server that cannot be spoken to over TLS.
     #[error("dns.forward: {0}")]

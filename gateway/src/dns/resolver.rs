@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -10,10 +11,11 @@ use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{
-    DnsConfig, DnsError, SharedStore,
+    DnsConfig, DnsError, ForwardRule, SharedStore,
     cache::Cache,
     clock,
     forwarder::Forwarder,
+    log::QueryLog,
     publish::Publisher,
     rules::Rules,
     server::{Listener, Server},
@@ -47,7 +49,14 @@ impl Resolver {
             listeners.push(Listener::bind(*addr).await?);
         }
         let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
-        let rules = Rules::new(&config.forward, &Trust::new(config.ca_file.clone()), &addresses, None)?;
+        let rules = Rules::new(&config.forward, Trust::read(config.ca_file.as_deref())?, &addresses, None)?;
+        let log = match &config.log {
+            Some(log) => Some(
+                QueryLog::open(log, config.view_names.clone())
+                    .map_err(|source| DnsError::Log { path: log.file.clone(), source })?,
+            ),
+            None => None,
+        };
         let stats = Arc::new(Stats::default());
         let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -63,7 +72,7 @@ impl Resolver {
         let zone = Zone::new(&zone, Arc::clone(&publisher))?;
         let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
         let views = ViewTable::new(&config.views);
-        let forwarder = Arc::new(Forwarder::new(zone, cache, rules, views, stats));
+        let forwarder = Arc::new(Forwarder::new(zone, cache, rules, views, stats).with_log(log));
         let server = Arc::new(Server::new(Arc::clone(&forwarder), config.limits));
         for listener in listeners {
             listener.serve(&server);
@@ -106,7 +115,12 @@ async fn keep_house(server: Arc<Server>, forwarder: Arc<Forwarder>) {
             _ = ticks.tick() => {}
             () = server.cancel.cancelled() => return,
         }
-        forwarder.cache.sweep(clock::now());
+        let rules = forwarder.rules();
+        for ask in forwarder.cache.sweep(clock::now()) {
+            if let Some(servers) = rules.servers_for(&ask.name) {
+                forwarder.cache.refresh(ask, servers);
+            }
+        }
         forwarder.zone.retry();
     }
 }
@@ -141,6 +155,24 @@ impl ResolverHandle {
         self.forwarder.set_views(ViewTable::new(views));
     }
 
+    /// Replaces the zone rules. Answers stay, but for names that others answer for now; servers that stay keep their health and their
+    /// sessions.
+    ///
+    /// # Errors
+    /// What is wrong with the new rules; the old ones stay.
+    pub fn set_rules(&self, forward: &[ForwardRule], ca_file: Option<&Path>) -> Result<(), DnsError> {
+        let before = self.forwarder.rules();
+        let after = Arc::new(Rules::new(forward, Trust::read(ca_file)?, &self.addresses, Some(&before))?);
+        self.forwarder.set_rules(Arc::clone(&after));
+        self.forwarder.cache.retain(|name| before.agree(&after, name));
+        Ok(())
+    }
+
+    /// Opens the query log's file anew.
+    pub fn reopen_log(&self) {
+        self.forwarder.reopen_log();
+    }
+
     /// Addresses listened on, with the real port where the config said 0.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.addresses.to_vec()
@@ -148,7 +180,7 @@ impl ResolverHandle {
 
     /// The counters now.
     pub fn counters(&self) -> Counters {
-        self.forwarder.stats.read()
+        Counters { log_lost: self.forwarder.log_lost(), ..self.forwarder.stats.read() }
     }
 
     /// What it holds; at most `limit` learnt answers.
@@ -158,7 +190,7 @@ impl ResolverHandle {
             zones: vec![self.forwarder.zone.info()],
             cached: self.forwarder.cache.count(),
             cache: self.forwarder.cache.info(limit),
-            upstreams: self.forwarder.rules.servers().iter().map(|server| server.info()).collect(),
+            upstreams: self.forwarder.rules().servers().iter().map(|server| server.info()).collect(),
             counters: self.counters(),
         }
     }

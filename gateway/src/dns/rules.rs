@@ -16,6 +16,7 @@ use super::{
 pub struct Rules {
     zones: HashMap<Box<[u8]>, Arc<[Arc<Server>]>>,
     servers: Vec<Arc<Server>>,
+    trust: Trust,
 }
 
 impl Rules {
@@ -26,13 +27,16 @@ impl Rules {
     /// Names that are none, two rules for one zone, the gateway as its own server, TLS without what it needs.
     pub fn new(
         rules: &[ForwardRule],
-        trust: &Trust,
+        trust: Trust,
         listen: &[SocketAddr],
         before: Option<&Self>,
     ) -> Result<Self, DnsError> {
         let mut all = Self::default();
         let mut known: HashMap<&Upstream, Arc<Server>> = HashMap::new();
-        let kept = |to: &Upstream| before?.servers.iter().find(|server| server.upstream() == to).cloned();
+        let kept = |to: &Upstream| {
+            let before = before.filter(|before| to.tls.is_none() || before.trust == trust)?;
+            before.servers.iter().find(|server| server.upstream() == to).cloned()
+        };
         for (index, rule) in rules.iter().enumerate() {
             let zone = name::from_text(&rule.zone)
                 .ok_or_else(|| DnsError::Name { key: format!("dns.forward[{index}].zone"), name: rule.zone.clone() })?;
@@ -42,7 +46,7 @@ impl Rules {
             let mut servers = Vec::with_capacity(rule.to.len());
             for to in &rule.to {
                 if !known.contains_key(to) {
-                    let server = kept(to).map_or_else(|| Server::new(to.clone(), trust).map(Arc::new), Ok)?;
+                    let server = kept(to).map_or_else(|| Server::new(to.clone(), &trust).map(Arc::new), Ok)?;
                     all.servers.push(Arc::clone(&server));
                     known.insert(to, server);
                 }
@@ -53,7 +57,20 @@ impl Rules {
                 return Err(DnsError::DuplicateZone { index, zone: rule.zone.clone() });
             }
         }
+        all.trust = trust;
         Ok(all)
+    }
+
+    /// Whether what was learnt about a name under these rules holds under others: it is refused by both, or they have a server in
+    /// common.
+    pub fn agree(&self, other: &Self, name: &[u8]) -> bool {
+        match (self.servers_for(name), other.servers_for(name)) {
+            (Some(here), Some(there)) => {
+                here.iter().any(|server| there.iter().any(|other| other.upstream() == server.upstream()))
+            }
+            (None, None) => true,
+            _ => false,
+        }
     }
 
     /// The servers for a name; `None` (or none in it): refused.
@@ -112,7 +129,7 @@ mod tests {
                 rule("Example.ORG.", &["192.0.2.2:53", "192.0.2.1:53"]),
                 rule("secret.example.org", &[]),
             ],
-            &Trust::default(),
+            Trust::default(),
             &[],
             None,
         )
@@ -128,7 +145,7 @@ mod tests {
     fn a_rule_that_cannot_be_is_named() {
         let error = |rules: &[ForwardRule], listen: &[&str]| {
             let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().expect("address")).collect();
-            Rules::new(rules, &Trust::default(), &listen, None).expect_err("an error").to_string()
+            Rules::new(rules, Trust::default(), &listen, None).expect_err("an error").to_string()
         };
         let twice = error(&[rule("a.org", &[]), rule("A.org.", &[])], &[]);
         assert!(twice.contains("dns.forward[1].zone") && twice.contains("A.org."), "{twice}");
@@ -140,6 +157,6 @@ mod tests {
         assert!(circle.contains("in circles"), "{circle}");
         let elsewhere = [rule(".", &["192.0.2.1:53"])];
         let everywhere = ["0.0.0.0:53".parse().expect("address")];
-        assert!(Rules::new(&elsewhere, &Trust::default(), &everywhere, None).is_ok());
+        assert!(Rules::new(&elsewhere, Trust::default(), &everywhere, None).is_ok());
     }
 }

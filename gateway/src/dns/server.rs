@@ -1,10 +1,9 @@
 //! The listeners: one of each transport for every address.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     DnsError, Limits,
     forwarder::{Forwarder, Step},
+    places::Places,
     stats::{Dropped, Transport},
     udp::{Peer, Socket},
 };
@@ -87,8 +87,9 @@ pub struct Server {
     limits: Limits,
     /// Tasks that read one UDP socket: what the zone and the cache answer is answered by the reader itself.
     readers: usize,
-    udp_waiting: Arc<Semaphore>,
-    connections: Mutex<HashMap<IpAddr, usize>>,
+    /// Of queries that wait for upstreams.
+    waiting: Arc<Places>,
+    connections: Arc<Places>,
     /// Cancelled: everything ends.
     pub cancel: CancellationToken,
     /// Everything that runs.
@@ -102,42 +103,10 @@ impl Server {
             forwarder,
             limits,
             readers: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS),
-            udp_waiting: Arc::new(Semaphore::new(limits.udp_waiting)),
-            connections: Mutex::default(),
+            waiting: Places::new(limits.waiting, limits.waiting_per_client),
+            connections: Places::new(limits.tcp_connections, limits.tcp_per_source),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
-        }
-    }
-
-    /// Admits one more connection of a source; `None`: too many.
-    fn admit(self: &Arc<Self>, source: IpAddr) -> Option<Admitted> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if connections.values().sum::<usize>() >= self.limits.tcp_connections {
-            return None;
-        }
-        let count = connections.entry(source).or_default();
-        if *count >= self.limits.tcp_per_source {
-            return None;
-        }
-        *count += 1;
-        Some(Admitted { server: Arc::clone(self), source })
-    }
-}
-
-/// A place among the connections; given back when dropped.
-struct Admitted {
-    server: Arc<Server>,
-    source: IpAddr,
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        let mut connections = self.server.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = connections.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                connections.remove(&self.source);
-            }
         }
     }
 }
@@ -161,21 +130,21 @@ async fn udp(socket: Arc<Socket>, server: Arc<Server>) {
             Step::Drop => {}
             Step::Reply(message) => send(&socket, &message, &peer).await,
             Step::Wait(waiting) => {
-                let Ok(permit) = Arc::clone(&server.udp_waiting).try_acquire_owned() else {
+                let Some(place) = server.waiting.take(peer.addr.ip()) else {
                     server.forwarder.stats.dropped(Dropped::Overload);
                     continue;
                 };
                 let (socket, server) = (Arc::clone(&socket), Arc::clone(&server));
                 server.tasks.clone().spawn(async move {
                     tokio::select! {
-                        step = server.forwarder.finish(&waiting, Transport::Udp) => {
+                        step = server.forwarder.finish(&waiting) => {
                             if let Step::Reply(message) = step {
                                 send(&socket, &message, &peer).await;
                             }
                         }
                         () = server.cancel.cancelled() => {}
                     }
-                    drop(permit);
+                    drop(place);
                 });
             }
         }
@@ -207,7 +176,7 @@ async fn tcp(listener: TcpListener, server: Arc<Server>) {
             server.forwarder.stats.dropped(Dropped::Stranger);
             continue;
         }
-        let Some(admitted) = server.admit(peer.ip()) else {
+        let Some(admitted) = server.connections.take(peer.ip()) else {
             server.forwarder.stats.dropped(Dropped::Overload);
             continue;
         };
@@ -253,10 +222,19 @@ async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
                 }
                 Step::Wait(waiting) => {
                     let Ok(permit) = Arc::clone(&pipeline).acquire_owned().await else { return };
+                    let Some(place) = server.waiting.take(source) else {
+                        server.forwarder.stats.dropped(Dropped::Overload);
+                        if let Step::Reply(message) = server.forwarder.overloaded(&waiting)
+                            && sender.send(message).await.is_err()
+                        {
+                            return;
+                        }
+                        continue;
+                    };
                     let (sender, server) = (sender.clone(), Arc::clone(server));
                     server.tasks.clone().spawn(async move {
                         tokio::select! {
-                            step = server.forwarder.finish(&waiting, Transport::Tcp) => {
+                            step = server.forwarder.finish(&waiting) => {
                                 if let Step::Reply(message) = step {
                                     // A client that hung up meanwhile needs no answer.
                                     drop(sender.send(message).await);
@@ -264,7 +242,7 @@ async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
                             }
                             () = server.cancel.cancelled() => {}
                         }
-                        drop(permit);
+                        drop((permit, place));
                     });
                 }
             }

@@ -59,7 +59,7 @@ labels! {
         Stranger = "stranger",
         /// Not a query: too short, or a response.
         NotAQuery = "not_a_query",
-        /// Too many queries waiting for upstreams, or too many connections.
+        /// Too many queries waiting for upstreams, or too many connections; in all or of that client.
         Overload = "overload",
     }
 }
@@ -80,6 +80,8 @@ pub struct Stats {
     pub(super) refused_by_kernel: AtomicU64,
     /// Questions that upstreams did not answer.
     pub(super) upstream_failures: AtomicU64,
+    /// Popular answers asked for again before they expired.
+    pub(super) refreshed: AtomicU64,
 }
 
 impl Stats {
@@ -113,6 +115,8 @@ impl Stats {
                 .collect(),
             refused_by_kernel: read(&self.refused_by_kernel),
             upstream_failures: read(&self.upstream_failures),
+            refreshed: read(&self.refreshed),
+            log_lost: 0,
         }
     }
 }
@@ -133,6 +137,10 @@ pub struct Counters {
     pub refused_by_kernel: u64,
     /// Questions that no upstream answered.
     pub upstream_failures: u64,
+    /// Popular answers asked for again before they expired.
+    pub refreshed: u64,
+    /// Lines that the query log lost because its disk was too slow.
+    pub log_lost: u64,
 }
 
 /// A zone, for people.

@@ -11,4 +11,5 @@ mod recorder;
 mod support;
 mod tls;
 mod transport;
+mod upkeep;
 mod zone;

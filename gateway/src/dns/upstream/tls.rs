@@ -73,17 +73,31 @@ pub enum TrustError {
     Library(#[from] tokio_rustls::rustls::Error),
 }
 
-/// Whose certificates are believed: the system's authorities and those of a file. Read when the first server needs it.
+/// Whose certificates are believed: the system's authorities, read when the first server needs them, and those of a file.
 #[derive(Debug, Default)]
 pub struct Trust {
-    ca_file: Option<PathBuf>,
+    ca_file: Option<(PathBuf, Vec<u8>)>,
     config: OnceLock<Arc<ClientConfig>>,
+}
+
+/// Of the same file with the same certificates in it.
+impl PartialEq for Trust {
+    fn eq(&self, other: &Self) -> bool {
+        self.ca_file == other.ca_file
+    }
 }
 
 impl Trust {
     /// The system's authorities and those in `ca_file`.
-    pub fn new(ca_file: Option<PathBuf>) -> Self {
-        Self { ca_file, config: OnceLock::new() }
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(ca_file: Option<&Path>) -> Result<Self, TrustError> {
+        let read = |path: &Path| match std::fs::read(path) {
+            Ok(text) => Ok((path.to_owned(), text)),
+            Err(error) => Err(TrustError::CaFile { path: path.to_owned(), why: format!("cannot be read: {error}") }),
+        };
+        Ok(Self { ca_file: ca_file.map(read).transpose()?, config: OnceLock::new() })
     }
 
     fn config(&self, server: &str) -> Result<Arc<ClientConfig>, TrustError> {
@@ -93,8 +107,8 @@ impl Trust {
         let mut roots = RootCertStore::empty();
         // Some of a system's certificates are always too odd for the library.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(path) = &self.ca_file {
-            add_file(&mut roots, path)?;
+        if let Some((path, text)) = &self.ca_file {
+            add_file(&mut roots, path, text)?;
         }
         if roots.is_empty() {
             return Err(TrustError::NoRoots { server: server.to_owned() });
@@ -108,11 +122,10 @@ impl Trust {
     }
 }
 
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TrustError> {
+fn add_file(roots: &mut RootCertStore, path: &Path, text: &[u8]) -> Result<(), TrustError> {
     let wrong = |why: String| TrustError::CaFile { path: path.to_owned(), why };
-    let text = std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
     let mut found = 0;
-    for certificate in CertificateDer::pem_slice_iter(&text) {
+    for certificate in CertificateDer::pem_slice_iter(text) {
         let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
         roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
         found += 1;
