@@ -3,4 +3,5 @@
 mod agent;
 mod datapath;
 mod refusals;
+mod reload;
 mod support;

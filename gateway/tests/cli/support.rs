@@ -158,6 +158,11 @@ impl Agent {
         }
     }
 
+    /// Sends a signal that it survives.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the agent is there");
+    }
+
     /// Sends a signal and waits for the end: its status and its log.
     pub fn end(mut self, signal: Signal) -> (ExitStatus, String) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("the agent is there");
