@@ -115,11 +115,13 @@ fn changed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("strangers", old.strangers == new.strangers),
         ("dns.listen", a.listen == b.listen),
         ("dns.clusterDomain", a.cluster_domain == b.cluster_domain),
+        ("dns.pods", a.pods == b.pods),
         ("dns.upstreams", a.upstreams == b.upstreams),
         ("dns.cache", a.cache == b.cache),
         ("dns.log", a.log == b.log),
         ("dns.limits", a.limits == b.limits),
         ("datapath", old.datapath == new.datapath),
+        ("node", old.node == new.node),
         ("http", old.http == new.http),
         ("log", old.log == new.log),
     ];

@@ -125,7 +125,7 @@ impl At {
     fn url(&self) -> Result<String> {
         match (&self.api, &self.config) {
             (Some(api), _) => Ok(api.clone()),
-            (None, Some(path)) => Ok(format!("http://{}", Config::load(path)?.http)),
+            (None, Some(path)) => Ok(format!("http://{}", Config::http_of(path)?)),
             (None, None) => Ok("http://127.0.0.1:9153".to_owned()),
         }
     }

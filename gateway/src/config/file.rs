@@ -39,7 +39,7 @@ pub(super) struct File {
     pub log: String,
 }
 
-fn http() -> String {
+pub(super) fn http() -> String {
     "127.0.0.1:9153".to_owned()
 }
 

@@ -172,6 +172,22 @@ impl Config {
         Self::parse(&text, path)
     }
 
+    /// Address of a running agent's HTTP, by the file that it was started with: known while the rest of a file that is being edited
+    /// is wrong, which is when people ask the agent what is wrong.
+    ///
+    /// # Errors
+    /// As [`Config::load`], when not even that key can be read.
+    pub fn http_of(path: &Path) -> Result<SocketAddr, ConfigError> {
+        let http = |text: String| {
+            let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(&text).ok()?;
+            value.get("http").map_or_else(|| file::http().parse().ok(), |http| http.as_str()?.parse().ok())
+        };
+        match Self::load(path) {
+            Ok(config) => Ok(config.http),
+            Err(error) => std::fs::read_to_string(path).ok().and_then(http).ok_or(error),
+        }
+    }
+
     /// Checks a file's text; `path` is for messages and relative paths.
     ///
     /// # Errors

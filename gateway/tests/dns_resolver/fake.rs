@@ -39,9 +39,14 @@ pub struct Fake {
 
 impl Fake {
     pub async fn start(behaviour: impl Fn(&Message, Via) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
-        let addr = udp.local_addr().expect("address");
-        let tcp = TcpListener::bind(addr).await.expect("the same port over TCP");
+        // Another test may have the same port over TCP.
+        let (addr, udp, tcp) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+            let addr = udp.local_addr().expect("address");
+            if let Ok(tcp) = TcpListener::bind(addr).await {
+                break (addr, udp, tcp);
+            }
+        };
         let asked = Arc::new(AtomicUsize::new(0));
         let behaviour: Arc<Mutex<Arc<Behaviour>>> = Arc::new(Mutex::new(Arc::new(behaviour)));
         let mut tasks = JoinSet::new();
