@@ -184,7 +184,11 @@ fn pin(report: &mut Report, config: &Config) {
     };
     match kernel::check_pin(pin) {
         Ok(()) => report.ok("datapath.pin", &format!("{} is on a BPF file system", pin.display())),
-        Err(error) => report.fail("bpffs", &error.to_string()),
+        Err(error) => {
+            // The error names the key, as it does for `run`; here the line begins with it.
+            let text = error.to_string();
+            report.fail("datapath.pin", text.strip_prefix("datapath.pin: ").unwrap_or(&text));
+        }
     }
 }
 
