@@ -101,7 +101,16 @@ pub fn prepare(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     let pod = Endpoint { addr, port: 8080u16.to_be_bytes(), flags: 0, generation: 1, nexthop: 1, service: 1 };
     array(ebpf, "ENDPOINTS")?.set(1, Plain(pod), 0)?;
     let flags = nexthop::RESOLVED | nexthop::XDP;
-    let hop = NextHop { ifindex: 1, flags, mtu: 1500, dst: [2; 6], src: [4; 6], via: addr };
+    let hop = NextHop {
+        ifindex: 1,
+        flags,
+        mtu: 1500,
+        dst: [2; 6],
+        src: [4; 6],
+        via: addr,
+        xdp_ifindex: 1,
+        tags: [[0; 2]; 2],
+    };
     let mut hops = array(ebpf, "NEXTHOPS")?;
     hops.set(1, Plain(hop), 0)?;
     hops.set(2, Plain(hop), 0)?;

@@ -8,6 +8,10 @@ pub const MAX_SNAT_ADDRESSES: usize = 8;
 pub const MAX_DNS_ADDRESSES: usize = 8;
 /// Candidates tried for a free source port before a new flow is refused.
 pub const SNAT_ATTEMPTS: u32 = 16;
+/// Fragments of one datagram: 64 KiB over a way of 1,280 bytes are 53.
+pub const MAX_FRAGMENTS: usize = 64;
+/// Seconds that a datagram's fragments may take (RFC 791's and Linux' time for reassembly).
+pub const FRAGMENT_SECONDS: u64 = 30;
 /// Longest name, in wire format with its root byte, that the kernel answers.
 pub const DNS_NAME: usize = 64;
 /// Largest answer body (everything behind the question but OPT) inside a [`crate::maps::DnsEntry`].
@@ -42,6 +46,12 @@ pub mod capacity {
     pub const PREFIXES: u32 = 1 << 12;
     /// `ANSWERS`.
     pub const ANSWERS: u32 = 1 << 18;
+    /// `VLANS`.
+    pub const VLANS: u32 = 1 << 10;
+    /// `AFFINITY`: clients times Services.
+    pub const AFFINITY: u32 = 1 << 16;
+    /// `FRAGMENTS`: datagrams on their way.
+    pub const FRAGMENTS: u32 = 1 << 11;
     /// `RATES`: sources whose ICMP errors are limited.
     pub const RATES: u32 = 1 << 12;
 }

@@ -13,6 +13,9 @@
 //! | `NEXTHOPS` | array | next-hop index → [`NextHop`]; index 0 means "not known: look it up" |
 //! | `CLIENT_HOPS4`, `CLIENT_HOPS6` | LRU hash | client address → next-hop index (`u32`) |
 //! | `FLOWS4`, `FLOWS6` | hash | [`FlowKey`] as the packet arrives → [`Flow`] |
+//! | `VLANS` | hash | [`VlanKey`] → [`Vlan`]: tagged frames that XDP on the lowest device takes for a VLAN device's |
+//! | `AFFINITY` | LRU hash | [`AffinityKey`] → [`Affinity`] |
+//! | `FRAGMENTS` | LRU hash | [`FragmentKey`] → [`Fragments`]: datagrams whose first fragment went through |
 //! | `ANSWERS` | hash, no prealloc | [`DnsKey`] → [`DnsEntry`] |
 //! | `LARGE` | hash, no prealloc | [`DnsEntry::large`] → [`DnsLarge`] |
 //! | `ZONES` | array | 0.. → [`Zone`]; unused ones are all zero |
@@ -21,12 +24,13 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::limits::{
-    DNS_INLINE_BODY, DNS_LARGE_BODY, DNS_MAX_TTLS, DNS_NAME, DNS_SOA, MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES,
+    DNS_INLINE_BODY, DNS_LARGE_BODY, DNS_MAX_TTLS, DNS_NAME, DNS_SOA, MAX_DNS_ADDRESSES, MAX_FRAGMENTS,
+    MAX_SNAT_ADDRESSES,
 };
 
 /// Version of what an agent inherits from pinned maps: [`ServiceKey`], [`Service`], [`Endpoint`], [`NextHop`], [`FlowKey`] and [`Flow`].
 /// Raise it with every change of their bytes or of what those mean: each version has a directory of its own.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An address family as a type: `[u8; 4]` or `[u8; 16]`, network order.
 pub trait Address: Pod + Copy + Eq {
@@ -78,8 +82,8 @@ pub struct Config {
     pub dns6: [[u8; 16]; MAX_DNS_ADDRESSES],
     /// The gateway's own address, IPv4: source of time exceeded.
     pub own4: [u8; 4],
-    /// Zero.
-    pub pad: u32,
+    /// Largest TCP segment announced in either direction: 0 as the hosts say, [`config::MSS_AUTO`] what the way out takes, else bytes.
+    pub mss_clamp: u32,
     /// The gateway's own address, IPv6.
     pub own6: [u8; 16],
 }
@@ -94,6 +98,8 @@ pub mod config {
     pub const ROUTED: u32 = 1 << 2;
     /// Learnt and zone answers are served from the kernel.
     pub const DNS: u32 = 1 << 3;
+    /// Value of [`Config::mss_clamp`](super::Config::mss_clamp): what the way out takes.
+    pub const MSS_AUTO: u32 = 1;
 }
 
 // ----------------------------------------------------------------------------------- views and claims
@@ -158,7 +164,7 @@ pub struct Service {
     pub slot_count: u32,
     /// ClientIP affinity in seconds; 0: none.
     pub affinity: u32,
-    /// Endpoints in the table, for people.
+    /// Endpoints in the table; on a VIP's own entry those of all its ports: an echo is answered while there are any.
     pub endpoints: u32,
 }
 
@@ -211,6 +217,10 @@ pub struct NextHop {
     pub src: [u8; 6],
     /// Address whose neighbour entry this is (gateway, or the on-link address itself); IPv4 in the first four bytes.
     pub via: [u8; 16],
+    /// The interface that XDP redirects into: the lowest device of a VLAN device, else `ifindex`.
+    pub xdp_ifindex: u32,
+    /// Tags (TCI, network order, outer one first) that XDP writes and the kernel adds by itself behind `ifindex`; zero: none.
+    pub tags: [[u8; 2]; 2],
 }
 
 /// Bits of [`NextHop::flags`].
@@ -226,6 +236,99 @@ pub mod nexthop {
     /// The interface has no link-layer header (WireGuard, IPIP).
     pub const NO_L2: u16 = 1 << 4;
 }
+
+// ------------------------------------------------------------------------------------------- vlans
+
+/// Key of `VLANS`: how a VLAN device's frames look on the device below.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct VlanKey {
+    /// The lowest device.
+    pub ifindex: u32,
+    /// VLAN IDs (12 bits, network order), outer one first; zero: no second one.
+    pub vids: [[u8; 2]; 2],
+}
+
+/// Value of `VLANS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Vlan {
+    /// The VLAN device.
+    pub ifindex: u32,
+    /// [`vlan`] role.
+    pub role: u32,
+}
+
+/// Values of [`Vlan::role`].
+pub mod vlan {
+    /// Clients come through it.
+    pub const UPLINK: u32 = 1;
+    /// Endpoints are reached through it.
+    pub const CLUSTER: u32 = 2;
+}
+
+// ---------------------------------------------------------------------------------------- affinity
+
+/// Key of `AFFINITY`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct AffinityKey {
+    /// The client; IPv4 in the first four bytes.
+    pub client: [u8; 16],
+    /// [`Service::id`].
+    pub service: u32,
+}
+
+/// Where a client's last flow to a Service with ClientIP affinity went.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Affinity {
+    /// `bpf_jiffies64` when that flow began.
+    pub seen: u64,
+    /// Index into `ENDPOINTS`.
+    pub endpoint: u32,
+    /// [`Endpoint::generation`] then.
+    pub generation: u32,
+}
+
+// --------------------------------------------------------------------------------------- fragments
+
+/// Key of `FRAGMENTS`: what all fragments of a datagram have in common (RFC 791, RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct FragmentKey {
+    /// Source; IPv4 in the first four bytes.
+    pub src: [u8; 16],
+    /// Destination; IPv4 in the first four bytes.
+    pub dst: [u8; 16],
+    /// Identification, network order; IPv4's two bytes first.
+    pub id: [u8; 4],
+    /// IP protocol of the datagram.
+    pub proto: u8,
+    /// 4 or 6.
+    pub version: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// A datagram whose first fragment went through.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Fragments {
+    /// `bpf_jiffies64` of the first fragment.
+    pub at: u64,
+    /// Source port of the datagram, network order.
+    pub sport: [u8; 2],
+    /// Destination port of the datagram, network order.
+    pub dport: [u8; 2],
+    /// Used entries of `ranges`; [`FRAGMENTS_REFUSED`] once two fragments overlapped: nothing more of it goes through.
+    pub count: u32,
+    /// What went through, in units of 8 bytes: first, and one past the last.
+    pub ranges: [[u16; 2]; MAX_FRAGMENTS],
+}
+
+/// [`Fragments::count`] of a datagram that is refused as a whole.
+pub const FRAGMENTS_REFUSED: u32 = u32::MAX;
 
 // -------------------------------------------------------------------------------------------- flows
 
@@ -484,7 +587,8 @@ sizes! {
     PrefixKey<[u8; 4]> = 8, PrefixKey<[u8; 16]> = 20,
     View = 8, Claim = 4,
     ServiceKey<[u8; 4]> = 8, ServiceKey<[u8; 16]> = 20,
-    Service = 32, Endpoint = 32, NextHop = 36,
+    Service = 32, Endpoint = 32, NextHop = 44,
+    VlanKey = 8, Vlan = 8, AffinityKey = 20, Affinity = 16, FragmentKey = 40, Fragments = 16 + 4 * MAX_FRAGMENTS,
     FlowKey<[u8; 4]> = 16, FlowKey<[u8; 16]> = 40,
     Flow<[u8; 4]> = 80, Flow<[u8; 16]> = 104,
     Bucket = 16,

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use gateway_common::{
     Reason,
     limits::{MAX_SNAT_ADDRESSES, SNAT_ATTEMPTS, capacity},
-    maps::{Config, Endpoint, FlowKey, Service, config, endpoint, flow, tcp},
+    maps::{Config, Endpoint, Flow, FlowKey, Service, config, endpoint, flow, tcp},
     net::{
         hash,
         headers::{TCP, UDP},
@@ -21,6 +21,10 @@ use crate::{counters::count, path::Role, settings::now};
 
 #[map]
 static FLOWS4: HashMap<FlowKey<[u8; 4]>, Flow4> = HashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+static FLOWS6: HashMap<FlowKey<[u8; 16]>, Flow<[u8; 16]>> = HashMap::with_max_entries(capacity::FLOWS, 0);
+#[map]
+static CLIENT_HOPS6: LruHashMap<[u8; 16], u32> = LruHashMap::with_max_entries(capacity::CLIENT_HOPS, 0);
 #[map]
 static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]

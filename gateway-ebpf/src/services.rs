@@ -3,12 +3,14 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
 };
 use gateway_common::{
     Reason,
     limits::{MAX_DNS_ADDRESSES, MAX_VIEWS, capacity},
-    maps::{Claim, Config, Service, ServiceKey, View, config},
+    maps::{
+        Affinity, AffinityKey, Claim, Config, FragmentKey, Fragments, Service, ServiceKey, View, Vlan, VlanKey, config,
+    },
     net::{
         error::Error,
         hash,
@@ -32,6 +34,19 @@ static VIEWS4: LpmTrie<[u8; 4], View> = LpmTrie::with_max_entries(capacity::PREF
 #[map]
 static SERVICES4: HashMap<ServiceKey<[u8; 4]>, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static CLAIMS6: LpmTrie<[u8; 16], Claim> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
+static VIEWS6: LpmTrie<[u8; 16], View> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
+static SERVICES6: HashMap<ServiceKey<[u8; 16]>, Service> =
+    HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+#[map]
+static VLANS: HashMap<VlanKey, Vlan> = HashMap::with_max_entries(capacity::VLANS, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragments> = LruHashMap::with_max_entries(capacity::FRAGMENTS, 0);
 #[map]
 static MAGLEV: Array<u32> = Array::with_max_entries(capacity::MAGLEV, 0);
 

@@ -319,7 +319,16 @@ impl Hops {
     }
 
     fn compute(&self, place: Place) -> NextHop {
-        let mut value = NextHop { ifindex: 0, flags: 0, mtu: u16::MAX, dst: [0; 6], src: [0; 6], via: [0; 16] };
+        let mut value = NextHop {
+            ifindex: 0,
+            flags: 0,
+            mtu: u16::MAX,
+            dst: [0; 6],
+            src: [0; 6],
+            via: [0; 16],
+            xdp_ifindex: 0,
+            tags: [[0; 2]; 2],
+        };
         let route = match place {
             Place::Nowhere => return value,
             Place::Here => {
@@ -337,6 +346,7 @@ impl Hops {
         }
         let Some(link) = self.links.get(&route.oif).filter(|l| l.up) else { return value };
         value.ifindex = link.index;
+        value.xdp_ifindex = link.index;
         value.mtu = u16::try_from(link.mtu.min(route.mtu.unwrap_or(u32::MAX))).unwrap_or(u16::MAX);
         if self.xdp.contains(&link.index) {
             value.flags |= nexthop::XDP;

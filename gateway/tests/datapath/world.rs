@@ -326,7 +326,7 @@ impl World {
 }
 
 pub fn next_hop(ifindex: u32, flags: u16, mtu: u16, dst: [u8; 6]) -> NextHop {
-    NextHop { ifindex, flags, mtu, dst, src: GATEWAY_MAC, via: [0; 16] }
+    NextHop { ifindex, flags, mtu, dst, src: GATEWAY_MAC, via: [0; 16], xdp_ifindex: ifindex, tags: [[0; 2]; 2] }
 }
 
 /// Writes frames that a test did not like, for a packet analyser.
