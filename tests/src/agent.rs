@@ -18,7 +18,7 @@ use crate::{
     lab::Lab,
     netns::Namespace,
     process::{NotYet, Process, wait_for},
-    topology::{GUEST, Node, SERVICE_CIDR, UPSTREAM},
+    topology::{GUEST, Node, SERVICE_CIDR, SERVICE_CIDR6, UPSTREAM, ipv6},
 };
 
 /// Where the agent's HTTP server listens, inside the gateway node.
@@ -85,8 +85,9 @@ impl GatewayConfig {
         }
         let _ = write!(
             out,
-            "clients:\n  - name: developers\n    cidrs: [10.90.1.0/24]\n    namespaces: [\"*\"]\n  - name: guests\n    cidrs: [{GUEST}/32]\n    \
-             namespaces: [public]\nsource:\n  manifests: {}\nserviceCIDRs: [{SERVICE_CIDR}]\nreturnPath: {}\ndeny: {}\nstrangers: {}\n",
+            "clients:\n  - name: developers\n    cidrs: [10.90.1.0/24, \"fd90:1::/64\"]\n    namespaces: [\"*\"]\n  - name: guests\n    cidrs: [{GUEST}/32, \"{}/128\"]\n    \
+             namespaces: [public]\nsource:\n  manifests: {}\nserviceCIDRs: [{SERVICE_CIDR}, \"{SERVICE_CIDR6}\"]\nreturnPath: {}\ndeny: {}\nstrangers: {}\n",
+            ipv6(GUEST),
             manifests.display(),
             self.return_path,
             self.deny,

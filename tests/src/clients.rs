@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::Barrier,
     time::{Duration, Instant},
 };
@@ -181,7 +181,10 @@ fn compare(reader: &mut impl Read, bytes: u64) -> Result<()> {
 /// # Errors
 /// When there is no route.
 pub fn udp(to: SocketAddr, patience: Duration) -> std::io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let socket = match to {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    }?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(patience))?;
     Ok(socket)

@@ -17,6 +17,7 @@ pub mod stream;
 pub mod testing;
 pub mod topology;
 mod upstream;
+mod wire;
 
 pub use agent::{Counters, Gateway, GatewayConfig};
 pub use lab::Lab;

@@ -4,13 +4,13 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use crate::topology::{ECHO_PORT, HTTP_PORT, Pod};
+use crate::topology::{ECHO_PORT, HTTP_PORT, Pod, ipv6};
 
 /// The directory.
 #[derive(Debug)]
@@ -69,8 +69,10 @@ pub struct Service {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// ClusterIP; none: headless.
+    /// ClusterIP of IPv4; without any ClusterIP it is headless.
     pub vip: Option<Ipv4Addr>,
+    /// ClusterIP of IPv6: with it, endpoints have the IPv6 address beside their own, too.
+    pub vip6: Option<Ipv6Addr>,
     /// Ports.
     pub ports: Vec<Port>,
     /// Endpoints.
@@ -92,6 +94,7 @@ impl Service {
             namespace: namespace.into(),
             name: name.into(),
             vip: vip.into(),
+            vip6: None,
             ports: Vec::new(),
             endpoints: Vec::new(),
             external_ips: Vec::new(),
@@ -108,6 +111,13 @@ impl Service {
             .port("echo", "TCP", 7, ECHO_PORT)
             .port("echo-udp", "UDP", 7, ECHO_PORT)
             .endpoints(pods)
+    }
+
+    /// Adds the ClusterIP of IPv6 that belongs to that of IPv4 ([`ipv6`]).
+    #[must_use]
+    pub fn dual_stack(mut self) -> Self {
+        self.vip6 = self.vip.map(ipv6);
+        self
     }
 
     /// Adds a port.
@@ -149,11 +159,29 @@ impl Service {
     /// As `kubectl get -o yaml` prints it.
     pub fn yaml(&self) -> String {
         let Self { namespace, name, .. } = self;
-        let vip = self.vip.map_or("None".to_owned(), |vip| vip.to_string());
+        let vips: Vec<IpAddr> = self.vip.map(IpAddr::from).into_iter().chain(self.vip6.map(IpAddr::from)).collect();
+        let vip = vips.first().map_or("None".to_owned(), IpAddr::to_string);
         let mut out = format!(
             "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: {namespace}\nspec:\n  type: ClusterIP\n  \
-             clusterIP: {vip}\n  clusterIPs:\n  - {vip}\n  ipFamilies:\n  - IPv4\n  ipFamilyPolicy: SingleStack\n"
+             clusterIP: {vip}\n  clusterIPs:\n"
         );
+        if vips.is_empty() {
+            out.push_str("  - None\n");
+        }
+        for vip in &vips {
+            let _ = writeln!(out, "  - {vip}");
+        }
+        out.push_str("  ipFamilies:\n");
+        let families: Vec<&str> = match (self.vip, self.vip6) {
+            (Some(_), Some(_)) => vec!["IPv4", "IPv6"],
+            (None, Some(_)) => vec!["IPv6"],
+            (_, None) => vec!["IPv4"],
+        };
+        for family in &families {
+            let _ = writeln!(out, "  - {family}");
+        }
+        let policy = if families.len() == 2 { "PreferDualStack" } else { "SingleStack" };
+        let _ = writeln!(out, "  ipFamilyPolicy: {policy}");
         self.policies(&mut out);
         if !self.ports.is_empty() {
             out.push_str("  ports:\n");
@@ -168,9 +196,19 @@ impl Service {
         if !ingress.is_empty() {
             let _ = write!(out, "status:\n  loadBalancer:\n    ingress:\n{ingress}");
         }
+        for family in families {
+            self.slice(family, &mut out);
+        }
+        out
+    }
+
+    /// The EndpointSlice of a family.
+    fn slice(&self, family: &str, out: &mut String) {
+        let Self { namespace, name, .. } = self;
+        let suffix = if family == "IPv4" { "" } else { "6" };
         let _ = write!(
             out,
-            "---\naddressType: IPv4\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-lab\n  \
+            "---\naddressType: {family}\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-lab{suffix}\n  \
              namespace: {namespace}\n  labels:\n    kubernetes.io/service-name: {name}\n"
         );
         if self.endpoints.is_empty() {
@@ -180,6 +218,7 @@ impl Service {
         }
         for Endpoint { pod, node, address, ready, terminating, zones } in &self.endpoints {
             let serving = *ready || *terminating;
+            let address: IpAddr = if family == "IPv4" { (*address).into() } else { ipv6(*address).into() };
             let _ = write!(
                 out,
                 "- addresses:\n  - {address}\n  conditions:\n    ready: {ready}\n    serving: {serving}\n    terminating: {terminating}\n  \
@@ -198,7 +237,6 @@ impl Service {
                 let _ = write!(out, "- name: {name}\n  port: {target}\n  protocol: {protocol}\n");
             }
         }
-        out
     }
 }
 

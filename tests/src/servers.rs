@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Result, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
     thread,
 };
@@ -34,11 +34,16 @@ pub fn http(name: &str, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// The standard library's backlog of 128 makes a thousand clients at once wait for their second SYN.
+/// Listens for both families. The standard library's backlog of 128 makes a thousand clients at once wait for their second SYN.
 fn listen(port: u16) -> Result<TcpListener> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
     socket::listen(&listener, Backlog::new(4096)?)?;
     Ok(listener)
+}
+
+/// An IPv4 peer of a socket for both families, as IPv4.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
 }
 
 /// A thousand connections are a thousand threads: small stacks.
@@ -50,7 +55,7 @@ fn spawn(work: impl FnOnce() + Send + 'static) {
 
 fn converse(name: &str, stream: TcpStream) -> Result<()> {
     stream.set_nodelay(true)?;
-    let peer = stream.peer_addr()?;
+    let peer = canonical(stream.peer_addr()?);
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     loop {
@@ -98,7 +103,7 @@ fn converse(name: &str, stream: TcpStream) -> Result<()> {
 /// # Errors
 /// When the port is taken.
 pub fn echo(name: &str, port: u16) -> Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
     let listener = listen(port)?;
     let udp_name = name.to_owned();
     spawn(move || {
@@ -106,8 +111,11 @@ pub fn echo(name: &str, port: u16) -> Result<()> {
         loop {
             // An ICMP error about an earlier answer shows up here; it says nothing about the next datagram.
             let Ok((len, peer)) = socket.recv_from(&mut buffer) else { continue };
-            let answer =
-                if &buffer[..len] == WHO { format!("{udp_name} {peer}").into_bytes() } else { buffer[..len].to_vec() };
+            let answer = if &buffer[..len] == WHO {
+                format!("{udp_name} {}", canonical(peer)).into_bytes()
+            } else {
+                buffer[..len].to_vec()
+            };
             let _ = socket.send_to(&answer, peer);
         }
     });
@@ -116,7 +124,7 @@ pub fn echo(name: &str, port: u16) -> Result<()> {
         for mut stream in listener.incoming().flatten() {
             let name = tcp_name.clone();
             spawn(move || {
-                let Ok(peer) = stream.peer_addr() else { return };
+                let Ok(peer) = stream.peer_addr().map(canonical) else { return };
                 let mut buffer = vec![0; 64 << 10];
                 while let Ok(len @ 1..) = stream.read(&mut buffer) {
                     let who = format!("{name} {peer}");

@@ -8,8 +8,10 @@
 //!                         gateway .100    worker1 .101   worker2 .102
 //!                     pods 10.244.0.0/24  10.244.1.0/24  10.244.2.0/24
 //! ```
+//!
+//! Every machine has both families: what is 10.90.N.H is fd90:N::H, too, and what is 10.244.N.H is fd44:N::H ([`ipv6`]).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A client of the view `developers`.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 90, 1, 100);
@@ -27,10 +29,36 @@ pub const UPSTREAM: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 53);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 100);
 /// The service CIDR.
 pub const SERVICE_CIDR: &str = "10.1.0.0/16";
+/// The service CIDR of IPv6.
+pub const SERVICE_CIDR6: &str = "fd10:1::/112";
+/// The first router's address on the link between two routers.
+pub const TRANSIT_OFFICE: Ipv4Addr = Ipv4Addr::new(10, 90, 3, 1);
+/// The second router's address on that link.
+pub const TRANSIT_LAN: Ipv4Addr = Ipv4Addr::new(10, 90, 3, 2);
 /// Port of the pods' HTTP server.
 pub const HTTP_PORT: u16 = 8080;
 /// Port of the pods' echo server, TCP and UDP.
 pub const ECHO_PORT: u16 = 7007;
+
+/// The IPv6 address beside an IPv4 address of the lab: the last two bytes are network and host, in decimal digits as they are read.
+///
+/// # Panics
+/// When it is no address of the lab.
+pub fn ipv6(address: Ipv4Addr) -> Ipv6Addr {
+    let [first, second, network, host] = address.octets();
+    let text = match (first, second) {
+        (10, 90) => format!("fd90:{network}::{host}"),
+        (10, 244) => format!("fd44:{network}::{host}"),
+        (10, 1) => format!("fd10:1::{host}"),
+        _ => panic!("{address} is no address of the lab"),
+    };
+    text.parse().expect("an address")
+}
+
+/// Both addresses of a machine.
+pub fn both(address: Ipv4Addr) -> [IpAddr; 2] {
+    [address.into(), ipv6(address).into()]
+}
 
 /// A cluster node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +94,16 @@ impl Node {
         Ipv4Addr::new(10, 90, 2, 100 + self.number())
     }
 
+    /// Its pod CIDR.
+    pub fn pods(self) -> String {
+        format!("{}/24", self.pod_address(0))
+    }
+
+    /// Its pod CIDR of IPv6.
+    pub fn pods6(self) -> String {
+        format!("{}/64", ipv6(self.pod_address(0)))
+    }
+
     /// Address `host` of its pod CIDR.
     pub const fn pod_address(self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.number(), host)
@@ -79,6 +117,11 @@ pub enum Access {
     Flat,
     /// A router stands between: clients have it as their default route, and it sends the service CIDR on to the gateway.
     Router,
+    /// Two routers stand between, and the link from one to the other is this narrow.
+    Routers {
+        /// MTU of the link.
+        mtu: u16,
+    },
 }
 
 /// How pods are connected to their node.
@@ -143,6 +186,8 @@ pub struct Topology {
     pub offloads: Offloads,
     /// MTU of all but the overlay, whose is 50 less.
     pub mtu: u16,
+    /// MTU of the overlay's device alone. Pods then keep the full MTU, and nobody but path MTU discovery knows of it.
+    pub overlay_mtu: Option<u16>,
     /// Nodes send what is for clients back through the gateway: needed by the return path `routed`.
     pub return_route: bool,
     /// Clients have their route to the service CIDR from the start.
@@ -162,6 +207,7 @@ impl Default for Topology {
             wiring: Wiring::Bridge,
             offloads: Offloads::Kernel,
             mtu: 1500,
+            overlay_mtu: None,
             return_route: false,
             client_route: true,
             upstream: false,
@@ -204,8 +250,8 @@ impl Topology {
         self
     }
 
-    /// The MTU on the way to a pod on another node.
+    /// The MTU of the pods' own devices.
     pub fn pod_mtu(&self) -> u16 {
-        if self.overlay { self.mtu - 50 } else { self.mtu }
+        if self.overlay && self.overlay_mtu.is_none() { self.mtu - 50 } else { self.mtu }
     }
 }

@@ -1,12 +1,15 @@
 //! The lab itself, before any gateway: a test that fails here says that the others' failures mean nothing.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use gateway_lab::{
     Lab, Node, Topology, clients,
     names::{dig, with_resolver},
     netns, testing,
-    topology::{Access, ECHO_PORT, HTTP_PORT, Offloads, UPSTREAM, Wiring},
+    topology::{Access, ECHO_PORT, HTTP_PORT, Offloads, UPSTREAM, Wiring, both},
 };
 
 /// Every pod answers HTTP, a download and datagrams, asked from the gateway node, over this topology.
@@ -15,10 +18,17 @@ fn pods_answer(topology: Topology) {
     let largest = usize::from(lab.topology.pod_mtu()) - 28;
     for pod in &lab.topology.pods {
         lab.node(Node::Gateway).enter(|| {
-            let http = SocketAddr::from((pod.address, HTTP_PORT));
-            assert_eq!(clients::http_get(http, "/").expect("HTTP").server, pod.name);
-            assert_eq!(clients::Http::connect(http).expect("connect").download(5_000_001).expect("download"), pod.name);
-            clients::datagrams((pod.address, ECHO_PORT).into(), largest, largest, 3).expect("datagrams");
+            for address in both(pod.address) {
+                let http = SocketAddr::from((address, HTTP_PORT));
+                let response = clients::http_get(http, "/").expect("HTTP");
+                assert_eq!(response.server, pod.name);
+                let seen = response.text().trim_end().rsplit_once(' ').and_then(|(_, seen)| seen.parse().ok());
+                assert_eq!(seen.map(|seen: IpAddr| seen.is_ipv4()), Some(address.is_ipv4()), "{}", response.text());
+                let download = clients::Http::connect(http).expect("connect").download(5_000_001);
+                assert_eq!(download.expect("download"), pod.name);
+                let largest = if address.is_ipv4() { largest } else { largest - 20 };
+                clients::datagrams((address, ECHO_PORT).into(), largest, largest, 3).expect("datagrams");
+            }
         });
     }
 }
@@ -82,6 +92,23 @@ fn the_upstream_answers_names_outside_by_udp_and_tcp_and_knows_no_others() {
     let resolv = format!("nameserver {UPSTREAM}\nsearch example.test\n");
     let hosts = with_resolver(lab.client(), lab.dir(), &resolv, "getent", &["ahostsv4", "www"]).expect("getent");
     assert!(hosts.starts_with("192.0.2.80"), "{hosts}");
+}
+
+#[test]
+fn two_routers_stand_between_client_and_node_and_their_link_is_narrow() {
+    let Some(_turn) = testing::turn(&["ping"]) else { return };
+    let access = Access::Routers { mtu: 1280 };
+    let lab = Lab::build(Topology { access, ..Topology::default().host_pod(Node::Gateway) }).expect("the lab");
+    for (address, header) in both(Node::Gateway.address()).into_iter().zip([28, 48]) {
+        let to = SocketAddr::from((address, HTTP_PORT));
+        lab.client().enter(|| clients::Http::connect(to).expect("connect").download(5_000_001).expect("a download"));
+        let ping = |size: usize| {
+            lab.client().run("ping", &["-nc1", "-W2", "-Mdo", "-s", &size.to_string(), &address.to_string()])
+        };
+        ping(1280 - header).expect("what fits passes");
+        let said = format!("{:#}", ping(1281 - header).expect_err("what does not fit is told"));
+        assert!(said.contains("1280"), "{said}");
+    }
 }
 
 #[test]
