@@ -43,6 +43,8 @@ pub struct GatewayConfig {
     pub strangers: String,
     /// Lines added at the end, at top level.
     pub extra: String,
+    /// The cluster is a Kubernetes API server, found by this kubeconfig; none: the lab's manifests, with the lab's service CIDR.
+    pub kubeconfig: Option<PathBuf>,
     /// The agent's binary; none: [`binary`].
     pub binary: Option<PathBuf>,
 }
@@ -58,6 +60,7 @@ impl Default for GatewayConfig {
             deny: "reject".into(),
             strangers: "drop".into(),
             extra: String::new(),
+            kubeconfig: None,
             binary: None,
         }
     }
@@ -83,12 +86,17 @@ impl GatewayConfig {
         if !self.uplinks.is_empty() {
             let _ = writeln!(out, "uplinks: {}", list(&self.uplinks));
         }
+        let source = match &self.kubeconfig {
+            Some(file) => format!("  kubernetes: {{ kubeconfig: {} }}", file.display()),
+            None => {
+                format!("  manifests: {}\nserviceCIDRs: [{SERVICE_CIDR}, \"{SERVICE_CIDR6}\"]", manifests.display())
+            }
+        };
         let _ = write!(
             out,
             "clients:\n  - name: developers\n    cidrs: [10.90.1.0/24, \"fd90:1::/64\"]\n    namespaces: [\"*\"]\n  - name: guests\n    cidrs: [{GUEST}/32, \"{}/128\"]\n    \
-             namespaces: [public]\nsource:\n  manifests: {}\nserviceCIDRs: [{SERVICE_CIDR}, \"{SERVICE_CIDR6}\"]\nreturnPath: {}\ndeny: {}\nstrangers: {}\n",
+             namespaces: [public]\nsource:\n{source}\nreturnPath: {}\ndeny: {}\nstrangers: {}\n",
             ipv6(GUEST),
-            manifests.display(),
             self.return_path,
             self.deny,
             self.strangers

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod clients;
+pub mod cluster;
 pub mod demo;
 mod lab;
 pub mod manifests;

@@ -2,6 +2,7 @@
 //!
 //! Needs nothing but a stable Rust toolchain to build itself; [`toolchain`] makes sure of the rest.
 
+mod cluster;
 mod say;
 mod suite;
 mod toolchain;

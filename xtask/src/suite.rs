@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::{cargo, say};
+use crate::{cargo, cluster, say};
 
 /// What a test run told.
 #[derive(Default)]
@@ -26,6 +26,8 @@ struct Tally {
 pub fn run(filter: Option<&str>) -> Result<ExitCode> {
     let began = Instant::now();
     let mut tally = Tally::default();
+    // On a new machine it takes minutes, which the steps before the end-to-end tests take as well.
+    let mut control_plane = Some(cluster::ensure_meanwhile());
     if filter.is_none() {
         plain("format", &mut cargo(&["fmt", "--all", "--check"]), &mut tally)?;
         let lint =
@@ -39,6 +41,14 @@ pub fn run(filter: Option<&str>) -> Result<ExitCode> {
         ("end-to-end tests", &["-p", "gateway-lab"]),
     ];
     for (name, packages) in groups {
+        if let Some(build) = control_plane.take_if(|_| packages.contains(&"gateway-lab")) {
+            // The tests that need it say that they are skipped.
+            match build.join() {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => eprintln!("no control plane for the lab: {error:#}"),
+                Err(_) => eprintln!("no control plane for the lab: its build panicked"),
+            }
+        }
         let mut cmd = cargo(&["test", "--no-fail-fast"]);
         cmd.args(packages).args(filter).args(["--", "--show-output"]);
         tests(name, &mut cmd, &mut tally)?;

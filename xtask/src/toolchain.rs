@@ -24,6 +24,7 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("kdig", "knot-dnsutils"),
     ("unbound", "unbound"),
     ("curl", "curl"),
+    ("openssl", "openssl"),
     ("ping", "iputils-ping"),
     ("tracepath", "iputils-tracepath"),
     ("traceroute", "traceroute"),
