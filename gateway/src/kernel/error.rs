@@ -40,16 +40,18 @@ pub enum KernelError {
         name: String,
     },
     /// No uplink is named and there is no default route.
-    #[error("uplinks is empty and there is no IPv4 default route to find them by: set uplinks")]
+    #[error("uplinks is empty and there is no default route to find them by: set uplinks")]
     NoUplink,
     /// The source address is to be found on the uplink, which has none.
-    #[error("snat.addresses is empty and uplink {interface} has no global IPv4 address: set one of the two")]
+    #[error("snat.addresses is empty and uplink {interface} has no global {family} address: set one of the two")]
     NoAddress {
         /// The first uplink.
         interface: String,
+        /// `IPv4` or `IPv6`.
+        family: &'static str,
     },
     /// More addresses than there is room for.
-    #[error("{key}: {count} IPv4 addresses, at most {most} are possible")]
+    #[error("{key}: {count} addresses of one family, at most {most} are possible")]
     TooMany {
         /// Config key.
         key: &'static str,

@@ -12,6 +12,7 @@ use gateway_common::maps::{NextHop, nexthop};
 use ipnet::IpNet;
 
 use super::{
+    family,
     netlink::{Link, Neighbour, Netlink, Route},
     pin::{self, Heritage},
     table::Table,
@@ -337,12 +338,9 @@ impl Hops {
             }
             Place::Out(route) => route,
         };
-        match route.via {
-            IpAddr::V4(a) => value.via[..4].copy_from_slice(&a.octets()),
-            IpAddr::V6(a) => {
-                value.via = a.octets();
-                value.flags |= nexthop::V6;
-            }
+        value.via = family::sixteen(route.via);
+        if route.via.is_ipv6() {
+            value.flags |= nexthop::V6;
         }
         let Some(link) = self.links.get(&route.oif).filter(|l| l.up) else { return value };
         value.ifindex = link.index;

@@ -1,22 +1,22 @@
-//! From settings to loaded programs and filled maps: checks that say what to do, map sizes, `CONFIG`, `VIEWS4`.
+//! From settings to loaded programs and filled maps: checks that say what to do, map sizes, `CONFIG`, `VIEWS4/6`.
 
 use std::{io, net::IpAddr, path::Path, time::Duration};
 
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use gateway_common::{
-    limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, capacity},
+    limits::{MAX_DNS_ADDRESSES, capacity},
     maps::{Config, PrefixKey, View, config},
 };
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_getres};
 
 use super::{
-    KernelError, Mode, OBJECT, Settings, Sizes,
+    KernelError, Mode, OBJECT, Settings,
     attach::{TC_PROGRAMS, XDP_PROGRAMS, tc_program, xdp_program},
+    family::{self, Pair},
     netlink::{Kind, Link, Netlink},
     pin::{Heritage, Pins},
-    services::prefix,
     table::{Table, map_data},
 };
 
@@ -33,12 +33,19 @@ pub(super) struct Capacities {
     pub(super) maglev: u32,
     pub(super) nexthops: u32,
     pub(super) answers: u32,
-    pub(super) flows: u32,
+    /// Records of `FLOWS4` and of `FLOWS6`: the table of a family without clients needs no memory.
+    pub(super) flows: [u32; 2],
 }
+
+/// Records of the flow table of a family in which nobody is a client.
+const NO_CLIENTS: u32 = 64;
 
 impl Capacities {
     /// Twice what the cluster has now, and never less than the defaults that cost little.
-    pub(super) fn of(sizes: Sizes, flows: u32) -> Self {
+    pub(super) fn of(settings: &Settings) -> Self {
+        let sizes = settings.sizes;
+        // Two records a flow.
+        let records = settings.flows.saturating_mul(2).max(2);
         let double = |n: u32, least: u32| n.saturating_mul(2).max(least).min(1 << 24);
         // A port with few endpoints takes 1,009 slots, larger ones about 100 an endpoint; half the entries are VIPs.
         let slots = u64::from(sizes.services) * 768 + u64::from(sizes.endpoints) * 128;
@@ -49,7 +56,7 @@ impl Capacities {
             maglev,
             nexthops: capacity::NEXTHOPS.max(sizes.endpoints.min(1 << 20)),
             answers: double(sizes.answers, capacity::ANSWERS),
-            flows: flows.saturating_mul(2).max(2),
+            flows: [false, true].map(|v6| if settings.has_clients(v6) { records } else { records.min(NO_CLIENTS) }),
         }
     }
 
@@ -83,26 +90,31 @@ pub(super) fn load(settings: &Settings, sizes: &Capacities, pins: Option<&Pins>)
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries("SERVICES4", sizes.services)
+        .map_max_entries("SERVICES6", sizes.services)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
         .map_max_entries("MAGLEV", sizes.maglev)
         .map_max_entries("NEXTHOPS", sizes.nexthops)
         .map_max_entries("ANSWERS", sizes.answers)
         .map_max_entries("LARGE", sizes.answers)
-        .map_max_entries("FLOWS4", sizes.flows)
-        // IPv6 is left to the node by this version: its flows need no memory.
-        .map_max_entries("FLOWS6", 1);
+        .map_max_entries("FLOWS4", sizes.flows[0])
+        .map_max_entries("FLOWS6", sizes.flows[1]);
     if let Some(pins) = pins {
-        let (name, path) = pins.shared();
-        loader.map_pin_path(name, path);
+        for ((name, path), records) in pins.shared().into_iter().zip(sizes.flows) {
+            pins.make_anew(name, records)?;
+            loader.map_pin_path(name, path);
+        }
     }
     let mut ebpf = loader.load(OBJECT).map_err(KernelError::object)?;
-    let flows = ebpf.map("FLOWS4").and_then(map_data).and_then(|data| data.info().ok()).map(|info| info.max_entries());
-    if let Some(flows) = flows.filter(|flows| *flows != sizes.flows) {
-        tracing::warn!(
-            room = flows / 2,
-            wanted = sizes.flows / 2,
-            "datapath.flows: the pinned flow table keeps its size; for another one stop the agent and run `gateway detach` first"
-        );
+    for (name, records) in ["FLOWS4", "FLOWS6"].into_iter().zip(sizes.flows) {
+        let there = ebpf.map(name).and_then(map_data).and_then(|data| data.info().ok()).map(|info| info.max_entries());
+        if let Some(there) = there.filter(|there| *there != records) {
+            tracing::warn!(
+                table = name,
+                room = there / 2,
+                wanted = records / 2,
+                "datapath.flows: the pinned flow table keeps its size; for another one stop the agent and run `gateway detach` first"
+            );
+        }
     }
     for name in XDP_PROGRAMS {
         if settings.mode == Mode::Tc && name != "clock" {
@@ -184,34 +196,42 @@ pub(super) fn hz() -> Result<u32, KernelError> {
     Ok(KNOWN_HZ.into_iter().find(|known| known.abs_diff(measured) <= known / 20).unwrap_or(measured))
 }
 
-fn fill4<const N: usize>(
+/// The addresses of one family in the slots of `CONFIG`; how many.
+fn fill<A: Copy, const N: usize>(
     key: &'static str,
     addresses: &[IpAddr],
-    slots: &mut [[u8; 4]; N],
+    octets: impl Fn(&IpAddr) -> Option<A>,
+    slots: &mut [A; N],
 ) -> Result<u32, KernelError> {
-    let v4: Vec<[u8; 4]> =
-        addresses.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(a.octets()) } else { None }).collect();
-    if v4.len() > N {
-        return Err(KernelError::TooMany { key, count: v4.len(), most: N });
+    let found: Vec<A> = addresses.iter().filter_map(octets).collect();
+    if found.len() > N {
+        return Err(KernelError::TooMany { key, count: found.len(), most: N });
     }
-    for (slot, addr) in slots.iter_mut().zip(&v4) {
-        *slot = *addr;
-    }
-    Ok(v4.len() as u32)
+    slots[..found.len()].copy_from_slice(&found);
+    Ok(found.len() as u32)
 }
 
-/// The DNS addresses as they will be: configured, or the uplinks' own.
+const fn octets4(addr: &IpAddr) -> Option<[u8; 4]> {
+    if let IpAddr::V4(a) = addr { Some(a.octets()) } else { None }
+}
+
+const fn octets6(addr: &IpAddr) -> Option<[u8; 16]> {
+    if let IpAddr::V6(a) = addr { Some(a.octets()) } else { None }
+}
+
+/// The DNS addresses as they will be: configured, or the uplinks' own, as many of each family as there is room for.
 pub(super) fn dns_addresses(settings: &Settings, own: &[IpAddr]) -> Vec<IpAddr> {
-    if settings.dns.is_empty() {
-        own.iter().copied().filter(IpAddr::is_ipv4).take(MAX_DNS_ADDRESSES).collect()
-    } else {
-        settings.dns.clone()
+    if !settings.dns.is_empty() {
+        return settings.dns.clone();
     }
+    let of = |v6: bool| own.iter().copied().filter(move |a| a.is_ipv6() == v6).take(MAX_DNS_ADDRESSES);
+    of(false).chain(of(true)).collect()
 }
 
 /// The value of `CONFIG`. `own` are the uplinks' addresses.
 pub(super) fn config(settings: &Settings, uplinks: &[String], own: &[IpAddr], hz: u32) -> Result<Config, KernelError> {
-    let own4 = own.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+    let own4 = own.iter().find(|a| a.is_ipv4());
+    let own6 = own.iter().find(|a| a.is_ipv6());
     let mut value = Config { hz, icmp_rate: ICMP_RATE, flags: config::DNS, ..Config::zeroed() };
     for (on, bit) in [
         (settings.deny_drop, config::DENY_DROP),
@@ -222,49 +242,55 @@ pub(super) fn config(settings: &Settings, uplinks: &[String], own: &[IpAddr], hz
             value.flags |= bit;
         }
     }
-    value.own4 = own4.map_or([0; 4], |a| a.octets());
+    value.own4 = own4.and_then(octets4).unwrap_or_default();
+    value.own6 = own6.and_then(octets6).unwrap_or_default();
     value.snat_port = *settings.snat_ports.start();
     // The whole range of 65,536 ports does not exist (port 0), so this fits.
     value.snat_ports = settings.snat_ports.end().saturating_sub(*settings.snat_ports.start()).saturating_add(1);
-    let sources: Vec<IpAddr> = if settings.snat_addresses.is_empty() {
-        own4.map(IpAddr::from).into_iter().collect()
-    } else {
-        settings.snat_addresses.clone()
-    };
-    value.snat4_len = fill4::<MAX_SNAT_ADDRESSES>("snat.addresses", &sources, &mut value.snat4)?;
-    if value.snat4_len == 0 && !settings.routed {
-        return Err(KernelError::NoAddress { interface: uplinks.first().cloned().unwrap_or_default() });
+    // A family whose addresses are not configured has its first one on the uplinks.
+    let mut sources = settings.snat_addresses.clone();
+    for first in [own4, own6].into_iter().flatten() {
+        if !settings.snat_addresses.iter().any(|a| a.is_ipv6() == first.is_ipv6()) {
+            sources.push(*first);
+        }
     }
-    value.dns4_len = fill4::<MAX_DNS_ADDRESSES>("dns.listen", &dns_addresses(settings, own), &mut value.dns4)?;
+    value.snat4_len = fill("snat.addresses", &sources, octets4, &mut value.snat4)?;
+    value.snat6_len = fill("snat.addresses", &sources, octets6, &mut value.snat6)?;
+    if !settings.routed {
+        let lacking = |v6: bool, len: u32| settings.has_clients(v6) && len == 0;
+        let (no4, no6) = (lacking(false, value.snat4_len), lacking(true, value.snat6_len));
+        let interface = uplinks.first().cloned().unwrap_or_default();
+        if no4 || no6 && !settings.has_clients(false) {
+            return Err(KernelError::NoAddress { interface, family: if no4 { "IPv4" } else { "IPv6" } });
+        }
+        if no6 {
+            // It may come with the next router advertisement; IPv4 does not wait for it.
+            tracing::warn!(
+                %interface,
+                "snat.addresses has no IPv6 address and the uplink has none: IPv6 clients are not served until it has one"
+            );
+        }
+    }
+    let dns = dns_addresses(settings, own);
+    value.dns4_len = fill("dns.listen", &dns, octets4, &mut value.dns4)?;
+    value.dns6_len = fill("dns.listen", &dns, octets6, &mut value.dns6)?;
     Ok(value)
 }
 
-/// Fills `VIEWS4`.
+/// Fills `VIEWS4` and `VIEWS6`.
 pub(super) fn write_views(ebpf: &Ebpf, views: &[Vec<IpNet>]) -> Result<(), KernelError> {
-    let table: Table<PrefixKey<[u8; 4]>, View> = Table::open(ebpf, "VIEWS4")?;
-    let mut ipv6 = Vec::new();
+    let table: Pair<PrefixKey<[u8; 4]>, PrefixKey<[u8; 16]>, View> = Pair::open(ebpf, "VIEWS4", "VIEWS6")?;
     for (id, prefixes) in (0u32..).zip(views) {
         for net in prefixes {
-            let IpNet::V4(net) = net else {
-                ipv6.push(net.to_string());
-                continue;
-            };
-            let write = table.put(&prefix(*net), &View { id, flags: 0 });
-            write.map_err(|source| match source.raw_os_error() {
-                Some(libc::ENOSPC) => KernelError::TooMany {
+            table.put(&family::prefix(*net), &View { id, flags: 0 }).map_err(|error| match error {
+                KernelError::Full { .. } => KernelError::TooMany {
                     key: "clients",
                     count: views.iter().map(Vec::len).sum(),
                     most: capacity::PREFIXES as usize,
                 },
-                _ => KernelError::Map { map: table.name(), source },
+                other => other,
             })?;
         }
-    }
-    if !ipv6.is_empty() {
-        tracing::warn!(
-            clients = %ipv6.join(","),
-            "packets of IPv6 clients are not forwarded by this version; names are answered to them"
-        );
     }
     Ok(())
 }
@@ -282,16 +308,42 @@ pub(super) fn jiffies(ebpf: &mut Ebpf, clock: &Table<u32, u64>) -> io::Result<u6
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Sizes, *};
+
+    fn settings(cidrs: &[&str], sizes: Sizes, flows: u32) -> Settings {
+        let views = vec![cidrs.iter().map(|c| c.parse().unwrap()).collect()];
+        Settings { views, sizes, flows, ..crate::kernel::tests::settings(Mode::Tc) }
+    }
 
     #[test]
     fn maps_grow_with_the_cluster_and_have_a_floor() {
-        let small = Capacities::of(Sizes::default(), 262_144);
+        let small = Capacities::of(&settings(&["10.0.0.0/8"], Sizes::default(), 262_144));
         assert_eq!((small.services, small.endpoints, small.maglev), (1 << 18, 1 << 18, 1 << 22));
-        assert_eq!(small.flows, 524_288, "two records a flow");
-        let large = Capacities::of(Sizes { services: 20_000, endpoints: 100_000, answers: 200_000 }, 1);
+        assert_eq!(small.flows, [524_288, NO_CLIENTS], "two records a flow, none for a family without clients");
+        let large = Sizes { services: 20_000, endpoints: 100_000, answers: 200_000 };
+        let large = Capacities::of(&settings(&["10.0.0.0/8", "fd00::/8"], large, 1));
         assert!(large.maglev >= 10_000 * 1009, "10,000 ports have room for their tables");
         assert!(large.answers >= 400_000);
+        assert_eq!(large.flows, [2, 2]);
+    }
+
+    #[test]
+    fn each_family_has_its_sources_and_its_own_address() {
+        let own: Vec<IpAddr> = ["10.90.1.1", "fd90::1", "fd90::2"].map(|a| a.parse().unwrap()).to_vec();
+        let both = settings(&["10.0.0.0/8", "fd00::/8"], Sizes::default(), 1);
+        let found = config(&both, &["eth0".into()], &own, 250).unwrap();
+        assert_eq!((found.snat4_len, found.snat6_len, found.dns4_len, found.dns6_len), (1, 1, 1, 2));
+        assert_eq!((IpAddr::from(found.snat6[0]), IpAddr::from(found.own6)), (own[1], own[1]));
+        // One family configured: the other one still has its default.
+        let some = Settings { snat_addresses: vec!["fd90::77".parse().unwrap()], ..both.clone() };
+        let found = config(&some, &["eth0".into()], &own, 250).unwrap();
+        assert_eq!((found.snat4[0], found.snat6[0][15]), ([10, 90, 1, 1], 0x77));
+        // IPv6 alone is enough for IPv6 clients, and needed by them.
+        let six = settings(&["fd00::/8"], Sizes::default(), 1);
+        assert_eq!(config(&six, &["eth0".into()], &own[1..], 250).unwrap().snat4_len, 0);
+        let error = config(&six, &["eth0".into()], &own[..1], 250).unwrap_err().to_string();
+        assert!(error.contains("eth0 has no global IPv6 address"), "{error}");
+        assert_eq!(config(&both, &["eth0".into()], &own[..1], 250).unwrap().snat6_len, 0, "IPv4 does not wait");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 mod answers;
 mod attach;
 mod error;
+mod family;
 mod hops;
 mod info;
 mod load;
@@ -100,6 +101,13 @@ pub struct Settings {
     pub sizes: Sizes,
 }
 
+impl Settings {
+    /// Whether somebody of that family is a client.
+    pub(crate) fn has_clients(&self, v6: bool) -> bool {
+        self.views.iter().flatten().any(|net| net.addr().is_ipv6() == v6)
+    }
+}
+
 /// Idle times in seconds after which a flow is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -147,7 +155,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads maps and programs and fills `CONFIG`, `VIEWS4` and `CLAIMS4`; reserves the source ports. Nothing is attached.
+    /// Loads maps and programs and fills `CONFIG`, `VIEWS4/6` and `CLAIMS4/6`; reserves the source ports. Nothing is attached.
     ///
     /// # Errors
     /// Names the interface, key, program or right that is missing and what to do; nothing is left behind.
@@ -243,12 +251,12 @@ impl Kernel {
         self.shared.state().uplinks().to_vec()
     }
 
-    /// Global addresses of the uplinks now; the first IPv4 one is the gateway's own.
+    /// Global addresses of the uplinks now; the first one of each family is the gateway's own.
     pub fn uplink_addresses(&self) -> Vec<IpAddr> {
         self.shared.state().uplink_addresses().to_vec()
     }
 
-    /// Addresses on which the kernel answers DNS: configured, or the uplinks' IPv4 addresses.
+    /// Addresses on which the kernel answers DNS: configured, or the uplinks' addresses.
     pub fn dns_addresses(&self) -> Vec<IpAddr> {
         self.shared.state().dns_addresses()
     }

@@ -29,7 +29,7 @@ use rtnetlink::{
 /// Receive buffer of the event socket: a node with many pods sends bursts.
 const EVENT_BUFFER: usize = 4 << 20;
 /// `RTNLGRP_*` numbers that are followed.
-const GROUPS: [u32; 4] = [1, 3, 5, 7]; // LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11]; // LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
 
 /// What a device is, as far as attaching to it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,10 +166,12 @@ impl Netlink {
     }
 
     /// Interface and address of every global IPv4 and IPv6 address of this node, in the kernel's order (the first of an
-    /// interface is its primary one).
+    /// interface is its primary one), but that IPv6 addresses which are not for good (privacy, deprecated) come last, and those that
+    /// another machine has not at all.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr)>> {
         let answers = self.ask(Message::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
         let mut found = Vec::new();
+        let mut passing = Vec::new();
         for answer in answers {
             let Message::NewAddress(m) = answer else { continue };
             if m.header.scope != AddressScope::Universe {
@@ -179,17 +181,42 @@ impl Netlink {
                 m.attributes.iter().find_map(|a| if let AddressAttribute::Local(x) = a { Some(*x) } else { None });
             let peer =
                 m.attributes.iter().find_map(|a| if let AddressAttribute::Address(x) = a { Some(*x) } else { None });
-            if let Some(addr) = local.or(peer) {
-                found.push((m.header.index, addr));
+            // The attribute has all 32 bits, the header eight.
+            let flags = m
+                .attributes
+                .iter()
+                .find_map(|a| if let AddressAttribute::Flags(x) = a { Some(x.bits()) } else { None });
+            let flags = flags.unwrap_or_else(|| u32::from(m.header.flags.bits()));
+            let v6 = m.header.family == AddressFamily::Inet6;
+            match local.or(peer) {
+                Some(_) if v6 && flags & libc::IFA_F_DADFAILED != 0 => {}
+                Some(addr) if v6 && flags & (libc::IFA_F_TEMPORARY | libc::IFA_F_DEPRECATED) != 0 => {
+                    passing.push((m.header.index, addr));
+                }
+                Some(addr) => found.push((m.header.index, addr)),
+                None => {}
             }
         }
+        found.extend(passing);
         Ok(found)
     }
 
-    /// Interfaces of the IPv4 default routes of the main table, best first.
+    /// Interfaces of the default routes of the main table: IPv4's, best first, then IPv6's.
     pub(super) fn default_route_interfaces(&mut self) -> io::Result<Vec<u32>> {
+        let mut interfaces: Vec<u32> = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for i in self.default_routes_of(family)? {
+                if !interfaces.contains(&i) {
+                    interfaces.push(i);
+                }
+            }
+        }
+        Ok(interfaces)
+    }
+
+    fn default_routes_of(&mut self, family: AddressFamily) -> io::Result<Vec<u32>> {
         let mut question = RouteMessage::default();
-        question.header.address_family = AddressFamily::Inet;
+        question.header.address_family = family;
         let answers = self.ask(Message::GetRoute(question), NLM_F_DUMP)?;
         let mut found = Vec::new();
         for answer in answers {
@@ -211,13 +238,7 @@ impl Netlink {
             found.extend(ways.into_iter().map(|i| (metric, i)));
         }
         found.sort_by_key(|(metric, _)| *metric);
-        let mut interfaces: Vec<u32> = Vec::new();
-        for (_, i) in found {
-            if !interfaces.contains(&i) {
-                interfaces.push(i);
-            }
-        }
-        Ok(interfaces)
+        Ok(found.into_iter().map(|(_, i)| i).collect())
     }
 
     /// The way to `addr`; `None` when there is none (or it is prohibited or unreachable by a route).
@@ -294,7 +315,7 @@ impl AsFd for Events {
 }
 
 impl Events {
-    /// Follows links, neighbours, IPv4 addresses and IPv4 routes of the calling thread's network namespace.
+    /// Follows links, neighbours, addresses and routes of the calling thread's network namespace.
     pub(super) fn follow() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;

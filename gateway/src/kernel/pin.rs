@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     ffi::CString,
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -19,23 +19,26 @@ use std::{
 
 use aya::{
     Ebpf,
+    maps::MapData,
     programs::links::{FdLink, PinnedLink},
     util::KernelVersion,
 };
+use bytemuck::Pod;
 use gateway_common::maps::{Endpoint, Flow, FlowKey, LAYOUT, NextHop, Service, ServiceKey, endpoint};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{
     KernelError,
+    family::Family,
     services::Key,
     table::{Cursor, Table, bpf},
 };
 use crate::{model::Protocol, plan};
 
-/// The map that two agents share.
-const SHARED: &str = "FLOWS4";
+/// The maps that two agents share: the flow tables.
+const SHARED: [&str; 2] = [<[u8; 4]>::FLOWS, <[u8; 16]>::FLOWS];
 /// The maps that a later agent reads.
-const READ: [&str; 3] = ["SERVICES4", "ENDPOINTS", "NEXTHOPS"];
+const READ: [&str; 4] = [<[u8; 4]>::SERVICES, <[u8; 16]>::SERVICES, "ENDPOINTS", "NEXTHOPS"];
 /// What the names of pinned links begin with.
 const LINK: &str = "link-";
 /// Entries fetched by one system call.
@@ -163,9 +166,27 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The map that is taken over as it is, and its pin.
-    pub(super) fn shared(&self) -> (&'static str, PathBuf) {
-        (SHARED, self.dir.join(SHARED))
+    /// The maps that are taken over as they are, with their pins: IPv4's, IPv6's.
+    pub(super) fn shared(&self) -> [(&'static str, PathBuf); 2] {
+        SHARED.map(|name| (name, self.dir.join(name)))
+    }
+
+    /// A pinned flow table that is empty gives way to one of another size: a family's first clients get a table of the right size.
+    pub(super) fn make_anew(&self, name: &'static str, records: u32) -> Result<(), KernelError> {
+        let path = self.dir.join(name);
+        if !path.exists() {
+            return Ok(());
+        }
+        let data = MapData::from_pin(&path).map_err(|e| failed(&path)(io::Error::other(e)))?;
+        let there = data.info().map_err(|e| failed(&path)(io::Error::other(e)))?.max_entries();
+        if there == records {
+            return Ok(());
+        }
+        let empty = match name {
+            <[u8; 4]>::FLOWS => is_empty::<[u8; 4]>(&path),
+            _ => is_empty::<[u8; 16]>(&path),
+        };
+        if empty.map_err(failed(&path))? { remove(&path) } else { Ok(()) }
     }
 
     /// The pin of a link.
@@ -275,16 +296,8 @@ pub(super) struct Heritage {
 impl Heritage {
     fn read(pins: &Pins) -> Result<Self, KernelError> {
         let mut heritage = Self::default();
-        each(pins.table(SHARED)?, |_: FlowKey<[u8; 4]>, flow: Flow<[u8; 4]>| {
-            heritage.generation = heritage.generation.max(flow.generation);
-        })?;
-        each(pins.table("SERVICES4")?, |key: ServiceKey<[u8; 4]>, value: Service| {
-            let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == key.proto);
-            if let Some(protocol) = protocol.filter(|_| value.id != 0) {
-                let key = (Ipv4Addr::from(key.addr), u16::from_be_bytes(key.port), protocol);
-                heritage.services.push((key, value.id));
-            }
-        })?;
+        heritage.read_family::<[u8; 4]>(pins)?;
+        heritage.read_family::<[u8; 16]>(pins)?;
         each(pins.table("ENDPOINTS")?, |index: u32, value: Endpoint| {
             if value.generation == 0 {
                 return;
@@ -302,6 +315,24 @@ impl Heritage {
         Ok(heritage)
     }
 
+    fn read_family<A: Family>(&mut self, pins: &Pins) -> Result<(), KernelError>
+    where
+        FlowKey<A>: Pod,
+        Flow<A>: Pod,
+        ServiceKey<A>: Pod,
+    {
+        each(pins.table(A::FLOWS)?, |_: FlowKey<A>, flow: Flow<A>| {
+            self.generation = self.generation.max(flow.generation);
+        })?;
+        each(pins.table(A::SERVICES)?, |key: ServiceKey<A>, value: Service| {
+            let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|p| p.number() == key.proto);
+            if let Some(protocol) = protocol.filter(|_| value.id != 0) {
+                let key = (key.addr.into(), u16::from_be_bytes(key.port), protocol);
+                self.services.push((key, value.id));
+            }
+        })
+    }
+
     /// Highest endpoint index.
     pub(super) fn last_endpoint(&self) -> u32 {
         self.endpoints.iter().map(|(_, (index, _))| *index).max().unwrap_or(0)
@@ -317,6 +348,15 @@ impl Heritage {
 pub(super) fn address(bytes: [u8; 16], v6: bool) -> IpAddr {
     let [a, b, c, d, ..] = bytes;
     if v6 { IpAddr::from(bytes) } else { IpAddr::from([a, b, c, d]) }
+}
+
+fn is_empty<A: Family>(pin: &Path) -> io::Result<bool>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let table: Table<FlowKey<A>, Flow<A>> = Table::pinned(pin, A::FLOWS).map_err(io::Error::other)?;
+    Ok(table.walk(&mut Cursor::default(), 1)?.is_empty())
 }
 
 fn each<K: bytemuck::Pod, V: bytemuck::Pod>(

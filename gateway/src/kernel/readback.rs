@@ -1,8 +1,9 @@
 //! Reads the maps back for people: flows and counters.
 
-use std::{io, net::Ipv4Addr};
+use std::io;
 
 use aya::Ebpf;
+use bytemuck::Pod;
 use gateway_common::{
     Reason,
     maps::{Flow, FlowKey, flow},
@@ -10,7 +11,8 @@ use gateway_common::{
 
 use super::{
     Counters, FlowInfo, KernelError,
-    sweep::{Clock, FlowMaps, State, twin},
+    family::Family,
+    sweep::{Clock, FlowMaps, FlowTable, Flows, State},
     table::{Cursor, Table},
 };
 
@@ -38,39 +40,56 @@ impl PerCpuCounters {
     }
 }
 
-/// At most `limit` flows, in no order.
-pub(super) fn flows(maps: &FlowMaps, clock: Clock, limit: usize) -> io::Result<Vec<FlowInfo>> {
+/// At most `limit` flows of either family, in no order.
+pub(super) fn flows(maps: &FlowMaps, clock: Clock, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
     let mut list = Vec::new();
+    let v4 = read(&maps.v4, maps, clock, limit, &mut list);
+    v4.map_err(|source| KernelError::map(<[u8; 4]>::FLOWS, source))?;
+    let v6 = read(&maps.v6, maps, clock, limit, &mut list);
+    v6.map_err(|source| KernelError::map(<[u8; 16]>::FLOWS, source))?;
+    Ok(list)
+}
+
+fn read<A: Family>(
+    table: &FlowTable<A>,
+    maps: &FlowMaps,
+    clock: Clock,
+    limit: usize,
+    list: &mut Vec<FlowInfo>,
+) -> io::Result<()>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let flows = Flows::new(table, &maps.endpoints);
     let mut cursor = Cursor::default();
     loop {
-        let records = maps.flows.walk(&mut cursor, CHUNK)?;
+        let records = table.walk(&mut cursor, CHUNK)?;
         if records.is_empty() {
-            return Ok(list);
+            return Ok(());
         }
         for (key, record) in records {
             if record.flags & flow::FORWARD == 0 {
                 continue;
             }
-            if list.len() == limit {
-                return Ok(list);
+            if list.len() >= limit {
+                return Ok(());
             }
-            let back = twin(&maps.flows, &key, &record)?.map(|(_, r)| r);
+            let back = flows.twin(&key, &record)?.map(|(_, r)| r);
             list.push(info(clock, &key, &record, back.as_ref()));
         }
     }
 }
 
-fn socket(addr: [u8; 4], port: [u8; 2]) -> String {
-    format!("{}:{}", Ipv4Addr::from(addr), u16::from_be_bytes(port))
-}
-
-fn info(clock: Clock, key: &FlowKey<[u8; 4]>, out: &Flow<[u8; 4]>, back: Option<&Flow<[u8; 4]>>) -> FlowInfo {
+fn info<A: Family>(clock: Clock, key: &FlowKey<A>, out: &Flow<A>, back: Option<&Flow<A>>) -> FlowInfo {
+    let socket = |addr: A, port| addr.socket(port).to_string();
     let idle = clock.seconds(out.seen);
     FlowInfo {
         protocol: match key.proto {
             6 => "tcp",
             17 => "udp",
             1 => "icmp",
+            58 => "icmpv6",
             _ => "other",
         },
         client: socket(key.src, key.sport),

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::Instant,
 };
 
@@ -15,10 +15,11 @@ use gateway_common::{
     maglev,
     maps::{Claim, Endpoint, PrefixKey, Service, ServiceKey, endpoint, nexthop, service},
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::{
     KernelError,
+    family::{self, Pair},
     hops::{Hops, Way},
     info::{BackendInfo, ServiceInfo},
     pin::Heritage,
@@ -31,10 +32,10 @@ use crate::{
 };
 
 /// VIP, port and protocol.
-pub(super) type Key = (Ipv4Addr, u16, Protocol);
+pub(super) type Key = (IpAddr, u16, Protocol);
 
-fn map_key((addr, port, protocol): Key) -> ServiceKey<[u8; 4]> {
-    ServiceKey::new(addr.octets(), port, protocol.number())
+fn map_key((addr, port, protocol): Key) -> family::ServiceAt {
+    family::service(addr, port, protocol.number())
 }
 
 /// Table lengths to fall back to when `MAGLEV` has no room for the right one: less even, but it serves.
@@ -53,17 +54,26 @@ struct Port {
 /// A Service as it stands in the maps.
 #[derive(Debug, Default)]
 struct Installed {
-    vips: BTreeSet<Ipv4Addr>,
+    vips: BTreeSet<IpAddr>,
     ports: HashMap<Key, Port>,
+}
+
+/// What a Service wants of one of its VIPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Want {
+    /// Views that may see it.
+    views: u64,
+    /// Endpoints that new flows to any of its ports go to: an echo is answered while there are any.
+    endpoints: u32,
 }
 
 /// The maps of Services.
 #[derive(Debug)]
 pub(super) struct Maps {
-    pub(super) services: Table<ServiceKey<[u8; 4]>, Service>,
+    pub(super) services: Pair<ServiceKey<[u8; 4]>, ServiceKey<[u8; 16]>, Service>,
     pub(super) maglev: Table<u32, u32>,
     pub(super) endpoints: Table<u32, Endpoint>,
-    pub(super) claims: Table<PrefixKey<[u8; 4]>, Claim>,
+    pub(super) claims: Pair<PrefixKey<[u8; 4]>, PrefixKey<[u8; 16]>, Claim>,
 }
 
 /// Everything that `apply` keeps.
@@ -73,19 +83,18 @@ pub(super) struct Services {
     installed: BTreeMap<ObjectName, Installed>,
     /// Who wants a key; the last one has it. Two do while a VIP moves from one Service to another.
     owners: HashMap<Key, Vec<ObjectName>>,
-    /// Who wants a VIP, with the views that may see it.
-    vips: HashMap<Ipv4Addr, Vec<(ObjectName, u64)>>,
+    /// Who wants a VIP.
+    vips: HashMap<IpAddr, Vec<(ObjectName, Want)>>,
     indices: Indices,
     slots: Slots,
     values: HashMap<u32, Endpoint>,
     by_address: HashMap<IpAddr, HashSet<u32>>,
-    cidrs: Vec<Ipv4Net>,
-    claimed: HashSet<Ipv4Net>,
+    cidrs: Vec<IpNet>,
+    claimed: HashSet<IpNet>,
     next_id: u32,
     /// What an earlier agent had, until the first plan has taken of it what it needs.
     inherited_ids: HashMap<Key, u32>,
     inherited: HashMap<(u32, plan::Endpoint), (u32, u32)>,
-    ipv6_said: bool,
 }
 
 /// What the maps hold, for `gateway status`.
@@ -117,7 +126,6 @@ impl Services {
             next_id: 0,
             inherited_ids: HashMap::new(),
             inherited: HashMap::new(),
-            ipv6_said: false,
         }
     }
 
@@ -153,8 +161,7 @@ impl Services {
         let mut before = self.installed.remove(name).unwrap_or_default();
         let mut after = Installed::default();
         for frontend in plan.map_or(&[][..], |p| &p.frontends) {
-            let IpAddr::V4(vip) = frontend.vip else { continue };
-            let key = (vip, frontend.port, frontend.protocol);
+            let key = (frontend.vip, frontend.port, frontend.protocol);
             if after.ports.contains_key(&key) {
                 continue;
             }
@@ -171,13 +178,11 @@ impl Services {
         }
         let views = plan.map_or(0, |p| p.views);
         for vip in plan.map_or(&[][..], |p| &p.vips) {
-            let IpAddr::V4(vip) = *vip else {
-                self.say_ipv6(name, *vip);
-                continue;
-            };
-            before.vips.remove(&vip);
-            after.vips.insert(vip);
-            if let Err(error) = self.want_vip(name, vip, views) {
+            before.vips.remove(vip);
+            after.vips.insert(*vip);
+            let frontends = plan.map_or(&[][..], |p| &p.frontends).iter().filter(|f| f.vip == *vip);
+            let endpoints = u32::try_from(frontends.map(|f| f.endpoints.len()).sum::<usize>()).unwrap_or(u32::MAX);
+            if let Err(error) = self.want_vip(name, *vip, Want { views, endpoints }) {
                 failed.get_or_insert(error);
             }
         }
@@ -195,17 +200,6 @@ impl Services {
             self.installed.insert(name.clone(), after);
         }
         failed.map_or(Ok(()), Err)
-    }
-
-    /// Said once: in a dual-stack cluster every Service is like this.
-    fn say_ipv6(&mut self, name: &ObjectName, vip: IpAddr) {
-        if !std::mem::replace(&mut self.ipv6_said, true) {
-            tracing::warn!(
-                service = %name,
-                %vip,
-                "IPv6 addresses of this Service, and of all others, are not forwarded by this version: clients reach them by IPv4"
-            );
-        }
     }
 
     fn install(
@@ -316,14 +310,14 @@ impl Services {
                 return Err(KernelError::Netlink { what: format!("the route to endpoint {}", e.addr), source });
             }
         };
-        let mut value = Endpoint { port: e.port.to_be_bytes(), generation, service: id, ..Endpoint::zeroed() };
-        match e.addr {
-            IpAddr::V4(a) => value.addr[..4].copy_from_slice(&a.octets()),
-            IpAddr::V6(a) => {
-                value.addr = a.octets();
-                value.flags |= endpoint::V6;
-            }
-        }
+        let mut value = Endpoint {
+            addr: family::sixteen(e.addr),
+            port: e.port.to_be_bytes(),
+            flags: if e.addr.is_ipv6() { endpoint::V6 } else { 0 },
+            generation,
+            service: id,
+            ..Endpoint::zeroed()
+        };
         point(&mut value, way);
         if let Err(source) = self.maps.endpoints.put(&index, &value) {
             self.indices.give(now, index);
@@ -371,12 +365,12 @@ impl Services {
         let same = known && old.is_some_and(|p| p.value == *value);
         if active
             && !same
-            && let Err(source) = self.maps.services.put(&map_key(key), value)
+            && let Err(error) = self.maps.services.put(&map_key(key), value)
         {
             if owners.is_empty() {
                 self.owners.remove(&key);
             }
-            return Err(KernelError::map(self.maps.services.name(), source));
+            return Err(error);
         }
         if !known {
             owners.push(name.clone());
@@ -402,7 +396,7 @@ impl Services {
         }
         self.slots.give(Instant::now(), port.slots);
         self.forget(hops, port.endpoints.into_iter().map(|(e, index)| (e.addr, index)).collect());
-        result.map_err(|source| KernelError::map(self.maps.services.name(), source))
+        result
     }
 
     /// Endpoints that nobody refers to any more: their flows end with their next packet.
@@ -441,17 +435,17 @@ impl Services {
         Ok(())
     }
 
-    fn want_vip(&mut self, name: &ObjectName, vip: Ipv4Addr, views: u64) -> Result<(), KernelError> {
+    fn want_vip(&mut self, name: &ObjectName, vip: IpAddr, want: Want) -> Result<(), KernelError> {
         let wants = self.vips.entry(vip).or_default();
         match wants.iter_mut().find(|(n, _)| n == name) {
-            Some(want) if want.1 == views => return Ok(()),
-            Some(want) => want.1 = views,
-            None => wants.push((name.clone(), views)),
+            Some((_, known)) if *known == want => return Ok(()),
+            Some((_, known)) => *known = want,
+            None => wants.push((name.clone(), want)),
         }
         self.write_vip(vip)
     }
 
-    fn drop_vip(&mut self, name: &ObjectName, vip: Ipv4Addr) -> Result<(), KernelError> {
+    fn drop_vip(&mut self, name: &ObjectName, vip: IpAddr) -> Result<(), KernelError> {
         if let Some(wants) = self.vips.get_mut(&vip) {
             wants.retain(|(n, _)| n != name);
             if wants.is_empty() {
@@ -462,15 +456,13 @@ impl Services {
     }
 
     /// The VIP's own entry and, outside the service CIDRs, its claim.
-    fn write_vip(&mut self, vip: Ipv4Addr) -> Result<(), KernelError> {
-        let key = ServiceKey::vip(vip.octets());
-        let name = self.maps.services.name();
-        let services = |source| KernelError::map(name, source);
+    fn write_vip(&mut self, vip: IpAddr) -> Result<(), KernelError> {
+        let key = family::service(vip, 0, 0);
         match self.vips.get(&vip) {
             Some(wants) => {
-                let views = wants.iter().fold(0, |all, (_, v)| all | v);
-                let value = Service { views, ..Service::zeroed() };
-                self.maps.services.put(&key, &value).map_err(services)?;
+                let views = wants.iter().fold(0, |all, (_, want)| all | want.views);
+                let endpoints = wants.iter().fold(0u32, |all, (_, want)| all.saturating_add(want.endpoints));
+                self.maps.services.put(&key, &Service { views, endpoints, ..Service::zeroed() })?;
                 if !self.cidrs.iter().any(|c| c.contains(&vip)) {
                     self.claim(vip.into())?;
                 }
@@ -479,7 +471,7 @@ impl Services {
                 if !self.cidrs.contains(&vip.into()) {
                     self.unclaim(vip.into())?;
                 }
-                self.maps.services.remove(&key).map_err(services)?;
+                self.maps.services.remove(&key)?;
             }
         }
         Ok(())
@@ -487,36 +479,32 @@ impl Services {
 
     /// The service CIDRs, whole.
     pub(super) fn set_claims(&mut self, cidrs: &[IpNet]) -> Result<(), KernelError> {
-        self.cidrs = cidrs.iter().filter_map(|c| if let IpNet::V4(c) = c { Some(c.trunc()) } else { None }).collect();
-        let mut wanted: HashSet<Ipv4Net> = self.cidrs.iter().copied().collect();
-        wanted
-            .extend(self.vips.keys().filter(|v| !self.cidrs.iter().any(|c| c.contains(*v))).map(|v| Ipv4Net::from(*v)));
+        self.cidrs = cidrs.iter().map(IpNet::trunc).collect();
+        let mut wanted: HashSet<IpNet> = self.cidrs.iter().copied().collect();
+        wanted.extend(self.vips.keys().filter(|v| !self.cidrs.iter().any(|c| c.contains(*v))).map(|v| IpNet::from(*v)));
         for net in &wanted {
             self.claim(*net)?;
         }
-        let gone: Vec<Ipv4Net> = self.claimed.difference(&wanted).copied().collect();
+        let gone: Vec<IpNet> = self.claimed.difference(&wanted).copied().collect();
         for net in gone {
             self.unclaim(net)?;
         }
         Ok(())
     }
 
-    fn claim(&mut self, net: Ipv4Net) -> Result<(), KernelError> {
+    fn claim(&mut self, net: IpNet) -> Result<(), KernelError> {
         if self.claimed.insert(net)
-            && let Err(source) = self.maps.claims.put(&prefix(net), &Claim { kind: 1 })
+            && let Err(error) = self.maps.claims.put(&family::prefix(net), &Claim { kind: 1 })
         {
             self.claimed.remove(&net);
-            return Err(KernelError::map(self.maps.claims.name(), source));
+            return Err(error);
         }
         Ok(())
     }
 
-    fn unclaim(&mut self, net: Ipv4Net) -> Result<(), KernelError> {
+    fn unclaim(&mut self, net: IpNet) -> Result<(), KernelError> {
         if self.claimed.remove(&net) {
-            self.maps
-                .claims
-                .remove(&prefix(net))
-                .map_err(|source| KernelError::map(self.maps.claims.name(), source))?;
+            self.maps.claims.remove(&family::prefix(net))?;
         }
         Ok(())
     }
@@ -546,7 +534,7 @@ impl Services {
                 list.push(ServiceInfo {
                     namespace: name.namespace.clone(),
                     name: name.name.clone(),
-                    vip: key.0.into(),
+                    vip: key.0,
                     port: key.1,
                     protocol: key.2.name(),
                     views: port.frontend.views,
@@ -584,11 +572,6 @@ fn point(value: &mut Endpoint, way: Way) {
     } else {
         value.flags &= !endpoint::LOCAL;
     }
-}
-
-/// A prefix as an LPM trie has it.
-pub(super) fn prefix(net: Ipv4Net) -> PrefixKey<[u8; 4]> {
-    PrefixKey { bits: u32::from(net.prefix_len()), addr: net.network().octets() }
 }
 
 impl KernelError {

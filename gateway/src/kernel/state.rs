@@ -18,13 +18,14 @@ use super::{
     Attachment, Counters, FlowInfo, KernelError, ServiceInfo, Settings, Totals,
     answers::Answers,
     attach::{Attacher, Role},
+    family::{self, Pair},
     hops::{Affected, Hops},
     load::{self, Capacities},
     netlink::{Link, Neighbour, Netlink},
     pin::Pins,
     readback::{self, PerCpuCounters},
     services::{Maps, Services},
-    sweep::{self, Clock, FlowMaps, Swept},
+    sweep::{Clock, FlowMaps, Sweep, Swept},
     sysctl::Sysctls,
     table::Table,
 };
@@ -69,17 +70,17 @@ impl Shared {
         pins: Option<Pins>,
     ) -> Result<Self, KernelError> {
         let heritage = pins.as_ref().map(Pins::heritage).transpose()?.unwrap_or_default();
-        let sizes = Capacities::of(settings.sizes, settings.flows).with(&heritage);
+        let sizes = Capacities::of(settings).with(&heritage);
         let ebpf = load::load(settings, &sizes, pins.as_ref())?;
         let config_map: Table<u32, Config> = Table::open(&ebpf, "CONFIG")?;
         config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
         load::write_views(&ebpf, &settings.views)?;
         let endpoints = Table::open(&ebpf, "ENDPOINTS")?;
         let maps = Maps {
-            services: Table::open(&ebpf, "SERVICES4")?,
+            services: Pair::open(&ebpf, "SERVICES4", "SERVICES6")?,
             maglev: Table::open(&ebpf, "MAGLEV")?,
             endpoints: endpoints.clone(),
-            claims: Table::open(&ebpf, "CLAIMS4")?,
+            claims: Pair::open(&ebpf, "CLAIMS4", "CLAIMS6")?,
         };
         let mut services = Services::new(maps, sizes.endpoints, sizes.maglev);
         services.inherit(&heritage);
@@ -88,13 +89,13 @@ impl Shared {
         let mut hops = Hops::new(netlink, nexthops, sizes.nexthops)
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
         hops.inherit(&heritage).map_err(|source| KernelError::map("NEXTHOPS", source))?;
-        let flows = FlowMaps { flows: Table::open(&ebpf, "FLOWS4")?, endpoints };
+        let flows = FlowMaps { v4: Table::open(&ebpf, "FLOWS4")?, v6: Table::open(&ebpf, "FLOWS6")?, endpoints };
         let answers = Arc::new(Answers::open(&ebpf)?);
         let counters = PerCpuCounters::open(&ebpf)?;
         let clock = Table::open(&ebpf, "CLOCK")?;
-        let client_hops = Table::open(&ebpf, "CLIENT_HOPS4")?;
+        let client_hops = Pair::open(&ebpf, "CLIENT_HOPS4", "CLIENT_HOPS6")?;
         // The last step that can fail, so that a failure leaves nothing to put back.
-        let sysctls = Sysctls::set(&settings.snat_ports)?;
+        let sysctls = Sysctls::set(&settings.snat_ports, settings.has_clients(true))?;
         let state = State {
             attacher: Attacher::new(settings.mode, pins.clone()),
             pins,
@@ -156,7 +157,7 @@ impl Shared {
 
     pub(super) fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
         let clock = self.clock()?;
-        readback::flows(&self.flows, clock, limit).map_err(|source| KernelError::map("FLOWS4", source))
+        readback::flows(&self.flows, clock, limit)
     }
 
     pub(super) fn flow_count(&self) -> usize {
@@ -166,8 +167,7 @@ impl Shared {
     pub(super) fn sweep(&self) -> Result<Swept, KernelError> {
         let clock = self.clock()?;
         let hop_of = self.state().clients.clone();
-        let swept = sweep::sweep(&self.flows, &self.settings.timeouts, clock, &hop_of)
-            .map_err(|source| KernelError::map("FLOWS4", source))?;
+        let swept = Sweep { timeouts: &self.settings.timeouts, clock, hop_of: &hop_of }.run(&self.flows)?;
         self.flow_count.store(swept.flows, Ordering::Relaxed);
         self.state().take_clients(&swept)?;
         Ok(swept)
@@ -185,8 +185,8 @@ pub(super) struct State {
     hops: Hops,
     services: Services,
     clock: Table<u32, u64>,
-    client_hops: Table<[u8; 4], u32>,
-    clients: HashMap<[u8; 4], u32>,
+    client_hops: Pair<[u8; 4], [u8; 16], u32>,
+    clients: HashMap<IpAddr, u32>,
     config_map: Table<u32, Config>,
     config: Config,
     hz: u32,
@@ -409,13 +409,9 @@ impl State {
         for addr in addresses {
             let Some(way) = self.hops.reroute(*addr).map_err(next_hops)? else { continue };
             self.services.moved(*addr, way)?;
-            if let IpAddr::V4(v4) = addr
-                && let Some(hop) = self.clients.get_mut(&v4.octets())
-            {
+            if let Some(hop) = self.clients.get_mut(addr) {
                 *hop = way.hop;
-                self.client_hops
-                    .put(&v4.octets(), &way.hop)
-                    .map_err(|source| KernelError::map("CLIENT_HOPS4", source))?;
+                self.client_hops.put(&family::address(*addr), &way.hop)?;
             }
         }
         Ok(())
@@ -459,25 +455,24 @@ impl State {
     }
 
     #[cfg(test)]
-    pub(super) fn client_hop(&self, client: [u8; 4]) -> Option<u32> {
-        self.client_hops.get(&client).ok().flatten()
+    pub(super) fn client_hop(&self, client: IpAddr) -> Option<u32> {
+        self.client_hops.get(&family::address(client)).ok().flatten()
     }
 
     /// Next hops for clients that have flows, and none for those that have not any more.
     fn take_clients(&mut self, swept: &Swept) -> Result<(), KernelError> {
-        let map = |source| KernelError::map("CLIENT_HOPS4", source);
-        let gone: Vec<[u8; 4]> = self.clients.keys().filter(|c| !swept.clients.contains(*c)).copied().collect();
+        let gone: Vec<IpAddr> = self.clients.keys().filter(|c| !swept.clients.contains(*c)).copied().collect();
         for addr in gone {
             self.clients.remove(&addr);
-            self.client_hops.remove(&addr).map_err(map)?;
-            self.hops.release_client(sweep::client(addr));
+            self.client_hops.remove(&family::address(addr))?;
+            self.hops.release_client(addr);
         }
-        let new: HashSet<[u8; 4]> = swept.clients.iter().filter(|c| !self.clients.contains_key(*c)).copied().collect();
+        let new: HashSet<IpAddr> = swept.clients.iter().filter(|c| !self.clients.contains_key(*c)).copied().collect();
         for addr in new {
-            let way = self.hops.use_for_client(sweep::client(addr)).map_err(next_hops)?;
+            let way = self.hops.use_for_client(addr).map_err(next_hops)?;
             self.clients.insert(addr, way.hop);
             if way.hop != 0 {
-                self.client_hops.put(&addr, &way.hop).map_err(map)?;
+                self.client_hops.put(&family::address(addr), &way.hop)?;
             }
         }
         self.hops.collect(&swept.hops).map_err(next_hops)

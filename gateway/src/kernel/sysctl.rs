@@ -16,6 +16,9 @@ const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 /// `bpf_fib_lookup` refuses to look a route up for an interface that does not forward. The datapath asks as the loopback device, so
 /// that no real interface has to become one: this node does not turn into a router. On a Kubernetes node it is 1 anyway.
 const LOOPBACK_FORWARDING: &str = "/proc/sys/net/ipv4/conf/lo/forwarding";
+/// The same for IPv6, where there are IPv6 clients. Writing it has a side effect: see [`write_shielded`].
+const LOOPBACK_FORWARDING_6: &str = "/proc/sys/net/ipv6/conf/lo/forwarding";
+const INTERFACES_6: &str = "/proc/sys/net/ipv6/conf";
 const STATE_DIR: &str = "/run/gateway";
 
 /// One of them.
@@ -80,10 +83,43 @@ fn forget_dead() {
     }
 }
 
+/// Writes a value; for IPv6 forwarding with the routes shielded that router advertisements have made.
+fn write(path: &str, value: &str) -> io::Result<()> {
+    if path == LOOPBACK_FORWARDING_6 { write_shielded(path, value) } else { fs::write(path, format!("{value}\n")) }
+}
+
+/// Whichever interface it is switched on for, IPv6 forwarding makes the kernel delete every route learnt from router advertisements,
+/// on all interfaces whose `accept_ra` is not 2: a node would lose its default route, for the sake of its loopback device. So `accept_ra`
+/// is 2 everywhere while the value is written, and then what it was; an interface that does not forward treats 1 and 2 alike.
+fn write_shielded(path: &str, value: &str) -> io::Result<()> {
+    let mut shielded = Vec::new();
+    for interface in fs::read_dir(INTERFACES_6)?.flatten() {
+        // Not the two that stand for all interfaces, present and future.
+        if ["all", "default"].iter().any(|name| interface.file_name() == *name) {
+            continue;
+        }
+        let accept = interface.path().join("accept_ra");
+        // An interface that has gone meanwhile has no routes either.
+        if let Ok(before) = fs::read_to_string(&accept)
+            && before.trim() != "2"
+            && fs::write(&accept, "2\n").is_ok()
+        {
+            shielded.push((accept, before));
+        }
+    }
+    let written = fs::write(path, format!("{value}\n"));
+    for (accept, before) in shielded {
+        if let Err(error) = fs::write(&accept, before) {
+            tracing::debug!(path = %accept.display(), %error, "its interface has gone");
+        }
+    }
+    written
+}
+
 impl Sysctls {
-    /// Reserves `ports` and lets the loopback device forward, as far as that is not so already. What cannot be set is logged with
-    /// what to do: the datapath works without, only less safely.
-    pub(super) fn set(ports: &RangeInclusive<u16>) -> Result<Self, KernelError> {
+    /// Reserves `ports` (for both families, whatever the name says) and lets the loopback device forward, with `v6` for IPv6, too; as
+    /// far as that is not so already. What cannot be set is logged with what to do: the datapath works without, only less safely.
+    pub(super) fn set(ports: &RangeInclusive<u16>, v6: bool) -> Result<Self, KernelError> {
         let state = state_file();
         let earlier = state.as_deref().map(noted).unwrap_or_default();
         // What an earlier run that was killed has left there is not the host's own value.
@@ -95,10 +131,14 @@ impl Sysctls {
         let reserved = before(RESERVED_PORTS)?;
         let mut wanted = parse(&reserved);
         wanted.push(ports.clone());
-        let wanted = [
+        let mut wanted = vec![
             (RESERVED_PORTS, reserved, print(&wanted)),
             (LOOPBACK_FORWARDING, before(LOOPBACK_FORWARDING)?, "1".into()),
         ];
+        // A kernel may be without IPv6.
+        if v6 && Path::new(LOOPBACK_FORWARDING_6).exists() {
+            wanted.push((LOOPBACK_FORWARDING_6, before(LOOPBACK_FORWARDING_6)?, "1".into()));
+        }
         let entries = wanted
             .into_iter()
             .filter(|(_, before, written)| before != written)
@@ -106,7 +146,7 @@ impl Sysctls {
             .collect();
         let mut sysctls = Self { state, entries };
         sysctls.note();
-        sysctls.entries.retain(|Entry { path, written, .. }| match fs::write(path, format!("{written}\n")) {
+        sysctls.entries.retain(|Entry { path, written, .. }| match write(path, written) {
             Ok(()) => {
                 tracing::debug!(%path, %written, "set, until the gateway is taken off");
                 true
@@ -134,7 +174,7 @@ impl Sysctls {
     pub(super) fn restore(&self) -> Result<(), KernelError> {
         for Entry { path, before, written } in &self.entries {
             if read(path)? == *written {
-                fs::write(path, format!("{before}\n")).map_err(error(path))?;
+                write(path, before).map_err(error(path))?;
             } else {
                 tracing::warn!(%path, "somebody else has changed it: left as it is");
             }

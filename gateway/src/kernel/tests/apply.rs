@@ -1,6 +1,7 @@
 //! Promises about what the maps hold after `apply`.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,11 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gateway_common::maps::{Endpoint, PrefixKey, Service, ServiceKey};
+use gateway_common::maps::{Endpoint, Service, endpoint as endpoint_flag};
+use ipnet::IpNet;
 
 use super::{Row, endpoint, name, net::skip, plan, settings};
 use crate::{
-    kernel::{Kernel, Mode},
+    kernel::{Kernel, Mode, family},
     model::Protocol,
     plan as plans,
 };
@@ -35,9 +37,9 @@ impl Loaded {
         self.kernel.apply(&name(service), plan).unwrap();
     }
 
-    fn service(&self, vip: [u8; 4], port: u16) -> Option<Service> {
+    fn service(&self, vip: impl Into<IpAddr>, port: u16) -> Option<Service> {
         let proto = if port == 0 { 0 } else { 6 };
-        self.kernel.shared.state().maps().services.get(&ServiceKey::new(vip, port, proto)).unwrap()
+        self.kernel.shared.state().maps().services.get(&family::service(vip.into(), port, proto)).unwrap()
     }
 
     fn endpoint(&self, index: u32) -> Endpoint {
@@ -54,10 +56,10 @@ impl Loaded {
         indices.into_iter().map(|i| (i, self.endpoint(i))).collect()
     }
 
-    fn claimed(&self, addr: [u8; 4], bits: u32) -> bool {
+    fn claimed(&self, addr: impl Into<IpAddr>, bits: u8) -> bool {
         let claims = self.kernel.shared.state().maps().claims.clone();
         // A look-up in a trie finds the longest prefix: only an exact one can be removed.
-        let key = PrefixKey { bits, addr };
+        let key = family::prefix(IpNet::new(addr.into(), bits).unwrap());
         let value = claims.get(&key).unwrap();
         let exact = claims.remove(&key).unwrap();
         if exact {
@@ -198,6 +200,41 @@ fn a_vip_outside_the_service_cidrs_is_claimed_by_itself() {
 }
 
 #[test]
+fn each_family_of_a_dual_stack_service_has_its_own_endpoints_and_its_own_echo() {
+    if skip() {
+        return;
+    }
+    let loaded = Loaded::new();
+    let vip6: IpAddr = "fd00:10::1".parse().unwrap();
+    let mut both = web(&[endpoint("10.90.3.2", 80)]);
+    both.vips.push(vip6);
+    both.frontends.push(plans::Frontend {
+        vip: vip6,
+        endpoints: vec![endpoint("fd90:3::2", 80), endpoint("fd90:3::3", 80)],
+        ..both.frontends[0].clone()
+    });
+    loaded.apply("web", Some(&both));
+    let (four, six) = (loaded.service(VIP, 80).unwrap(), loaded.service(vip6, 80).unwrap());
+    assert_ne!(four.id, six.id);
+    assert_eq!((loaded.table(&four).len(), loaded.table(&six).len()), (1, 2));
+    for (index, e) in loaded.table(&six) {
+        assert_eq!((e.flags & endpoint_flag::V6, e.addr[..4] == [0xfd, 0x90, 0, 3]), (1, true), "{index}: {e:?}");
+    }
+    let echo = |vip: IpAddr| loaded.service(vip, 0).unwrap().endpoints;
+    assert_eq!((echo(VIP.into()), echo(vip6)), (1, 2));
+    assert!(loaded.claimed(vip6, 128), "it is outside every service CIDR");
+    loaded.kernel.set_claims(&["10.1.0.0/16".parse().unwrap(), "fd00:10::/112".parse().unwrap()]).unwrap();
+    assert!(!loaded.claimed(vip6, 128) && loaded.claimed("fd00:10::".parse::<IpAddr>().unwrap(), 112));
+
+    both.frontends[1].endpoints.clear();
+    loaded.apply("web", Some(&both));
+    assert_eq!((echo(VIP.into()), echo(vip6)), (1, 0), "a family without endpoints answers no ping");
+    assert_eq!(loaded.service(vip6, 80).unwrap().slot_count, 0);
+    loaded.apply("web", None);
+    assert_eq!((loaded.service(vip6, 80), loaded.service(vip6, 0)), (None, None));
+}
+
+#[test]
 fn a_reader_never_sees_half_of_a_change() {
     if skip() {
         return;
@@ -217,7 +254,7 @@ fn a_reader_never_sees_half_of_a_change() {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let reader = thread::spawn(move || {
-        let key = ServiceKey::new(VIP, 80, 6);
+        let key = family::service(VIP.into(), 80, 6);
         let mut reads = 0u32;
         while !stopped.load(Ordering::Relaxed) {
             let before = services.get(&key).unwrap().expect("the Service never disappears");

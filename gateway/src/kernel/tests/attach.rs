@@ -46,6 +46,41 @@ fn detaching_leaves_no_program_and_no_sysctl() {
     }
 }
 
+/// A router advertisement from the client's side, if it can send one yet: a default route for half an hour (RFC 4861 section 4.2).
+fn advertise(row: &Row) {
+    row.client.run(|| {
+        let address = std::net::SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, 0);
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::RAW, Some(socket2::Protocol::ICMPV6)).unwrap();
+        socket.bind_device(Some(b"eth0")).unwrap();
+        socket.set_multicast_hops_v6(255).unwrap();
+        let message = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+        drop(socket.send_to(&message, &address.into()));
+    });
+}
+
+#[test]
+fn a_default_route_from_a_router_advertisement_outlives_the_sysctls() {
+    if skip() {
+        return;
+    }
+    let row = Row::dual();
+    let default = || row.node.command("ip", "-6 route show default").contains("proto ra");
+    // Heard from the moment when the sender's link-local address is its own.
+    eventually("the node has a default route", || {
+        advertise(&row);
+        default()
+    });
+    let kernel = Arc::new(row.load(super::dual_settings(Mode::Tc)).unwrap());
+    assert_eq!(row.node.sysctl("net.ipv6.conf.lo.forwarding"), "1");
+    assert_eq!(row.node.sysctl("net.ipv6.conf.up0.forwarding"), "0", "the node does not become a router");
+    assert_eq!(row.node.sysctl("net.ipv6.conf.up0.accept_ra"), "1", "as it was");
+    assert!(default(), "the kernel deletes such routes with that sysctl, if nobody stops it");
+    drop_inside(kernel, &row);
+    assert_eq!(row.node.sysctl("net.ipv6.conf.lo.forwarding"), "0");
+    assert!(default());
+}
+
 #[test]
 fn a_range_left_by_a_killed_agent_is_not_taken_for_the_hosts_own() {
     if skip() {

@@ -1,13 +1,13 @@
 //! Promises about next hops: they follow routes, neighbours, links and addresses.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use gateway_common::maps::{Endpoint, NextHop, endpoint as endpoint_flag, nexthop};
 
 use super::{
-    Row, endpoint, name,
+    Row, dual_settings, endpoint, name,
     net::{eventually, skip},
-    plan, settings,
+    plan,
 };
 use crate::{
     kernel::{Kernel, Mode},
@@ -22,9 +22,10 @@ struct Attached {
 
 impl Attached {
     fn new(row: Row, mode: Mode, to: &str) -> Self {
-        let kernel = Arc::new(row.load(settings(mode)).unwrap());
+        let kernel = Arc::new(row.load(dual_settings(mode)).unwrap());
         let inside = Arc::clone(&kernel);
-        let web = plan("10.1.0.1", 80, Protocol::Tcp, &[endpoint(to, 80)]);
+        let vip = if to.contains(':') { "fd00:10::1" } else { "10.1.0.1" };
+        let web = plan(vip, 80, Protocol::Tcp, &[endpoint(to, 80)]);
         row.node.run(move || {
             inside.apply(&name("web"), Some(&web)).unwrap();
             inside.attach().unwrap();
@@ -78,6 +79,38 @@ fn an_endpoint_on_the_link_has_its_own_mac_and_follows_it() {
     eventually("the new MAC is in the map", || attached.hop().1.dst == mac("02:00:00:00:00:0b"));
     attached.row.node.ip("link set down0 mtu 1400");
     eventually("the new MTU is in the map", || attached.hop().1.mtu == 1400);
+}
+
+#[test]
+fn an_ipv6_endpoint_is_found_by_neighbour_discovery_behind_whatever_gateway() {
+    if skip() {
+        return;
+    }
+    let row = Row::dual();
+    row.server.ip("link set eth0 address 02:00:00:00:00:0a");
+    row.server.ip("addr add fe80::5/64 dev eth0 nodad");
+    let attached = Attached::new(row, Mode::Tc, "fd90:3::2");
+    const FLAGS: u16 = RESOLVED | nexthop::V6;
+    eventually("resolved", || attached.hop().1.flags == FLAGS);
+    let (e, hop) = attached.hop();
+    assert_eq!(e.flags, endpoint_flag::V6);
+    assert_eq!(
+        (IpAddr::from(hop.via), IpAddr::from(e.addr)),
+        ("fd90:3::2".parse().unwrap(), "fd90:3::2".parse().unwrap())
+    );
+    assert_eq!((hop.dst, hop.mtu), (mac("02:00:00:00:00:0a"), 1500));
+
+    attached.row.node.ip("-6 route add fd90:3::2/128 via fe80::5 dev down0 mtu 1400");
+    let link_local: IpAddr = "fe80::5".parse().unwrap();
+    eventually("the gateway", || IpAddr::from(attached.hop().1.via) == link_local);
+    eventually("its MAC", || attached.hop().1.flags == FLAGS && attached.hop().1.mtu == 1400);
+    attached.row.node.ip("-6 route del fd90:3::2/128");
+    attached.row.node.ip("-6 route add unreachable fd90:3::2/128");
+    eventually("no way where the route says so", || attached.hop().1.ifindex == 0);
+    attached.row.node.ip("-6 route del unreachable fd90:3::2/128");
+    eventually("the link again", || attached.hop().1.flags == FLAGS);
+    attached.row.node.ip("addr add fd90:3::2/128 dev down0 nodad");
+    eventually("the endpoint is local", || attached.hop().0.flags == endpoint_flag::V6 | endpoint_flag::LOCAL);
 }
 
 #[test]

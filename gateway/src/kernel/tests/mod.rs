@@ -8,7 +8,7 @@ mod net;
 mod sweep;
 mod traffic;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use self::net::Namespace;
 use super::{Kernel, Mode, Settings, Sizes, Timeouts};
@@ -36,6 +36,23 @@ impl Row {
         row
     }
 
+    /// The same with IPv6 beside it: fd90:1::100 - fd90:1::1 and fd90:3::1 - fd90:3::2 and ::3.
+    fn dual() -> Self {
+        let row = Self::new();
+        for (namespace, addr, dev) in [
+            (&row.client, "fd90:1::100/64", "eth0"),
+            (&row.node, "fd90:1::1/64", "up0"),
+            (&row.node, "fd90:3::1/64", "down0"),
+            (&row.server, "fd90:3::2/64", "eth0"),
+            (&row.server, "fd90:3::3/64", "eth0"),
+        ] {
+            namespace.ip(&format!("addr add {addr} dev {dev} nodad"));
+        }
+        row.client.ip("route add default via fd90:1::1");
+        row.server.ip("route add default via fd90:3::1");
+        row
+    }
+
     /// Loads inside the node's namespace.
     fn load(&self, settings: Settings) -> Result<Kernel, super::KernelError> {
         self.node.run(move || Kernel::load(&settings))
@@ -43,7 +60,7 @@ impl Row {
 }
 
 /// Settings for [`Row`].
-fn settings(mode: Mode) -> Settings {
+pub(super) fn settings(mode: Mode) -> Settings {
     Settings {
         uplinks: vec!["up0".into()],
         cluster_interfaces: vec![],
@@ -63,6 +80,16 @@ fn settings(mode: Mode) -> Settings {
     }
 }
 
+/// Settings for [`Row::dual`].
+fn dual_settings(mode: Mode) -> Settings {
+    let parse = |nets: [&str; 2]| nets.map(|net| net.parse().unwrap()).to_vec();
+    Settings {
+        views: vec![parse(["10.90.1.0/24", "fd90:1::/64"])],
+        claims: parse(["10.1.0.0/16", "fd00:10::/112"]),
+        ..settings(mode)
+    }
+}
+
 fn name(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
 }
@@ -73,7 +100,7 @@ fn endpoint(addr: &str, port: u16) -> Endpoint {
 
 /// A Service with one VIP and one port.
 fn plan(vip: &str, port: u16, protocol: Protocol, endpoints: &[Endpoint]) -> ServicePlan {
-    let vip: IpAddr = vip.parse::<Ipv4Addr>().unwrap().into();
+    let vip: IpAddr = vip.parse().unwrap();
     let mut endpoints = endpoints.to_vec();
     endpoints.sort();
     let frontend = Frontend { vip, port, protocol, views: 1, endpoints, draining: vec![], affinity: 0, dns: false };

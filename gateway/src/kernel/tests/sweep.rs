@@ -71,14 +71,14 @@ impl Table {
         };
         let twin = out.twin(proto);
         assert_eq!(back.twin(proto), key, "the records point at each other");
-        let flows = &self.kernel.shared.flow_maps().flows;
+        let flows = &self.kernel.shared.flow_maps().v4;
         flows.put(&key, &out).unwrap();
         flows.put(&twin, &back).unwrap();
         (key, twin)
     }
 
     fn has(&self, (key, twin): (Key, Key)) -> (bool, bool) {
-        let flows = &self.kernel.shared.flow_maps().flows;
+        let flows = &self.kernel.shared.flow_maps().v4;
         (flows.get(&key).unwrap().is_some(), flows.get(&twin).unwrap().is_some())
     }
 }
@@ -132,7 +132,7 @@ fn a_record_without_its_twin_goes_when_it_is_idle_and_stays_when_it_is_not() {
         return;
     }
     let table = Table::new();
-    let flows = table.kernel.shared.flow_maps().flows.clone();
+    let flows = table.kernel.shared.flow_maps().v4.clone();
     let idle = table.flow(1, 17, (0, 130), (0, 130));
     let busy = table.flow(2, 17, (0, 130), (0, 1));
     let only_forward = table.flow(3, 17, (0, 1), (0, 1));
@@ -172,15 +172,64 @@ fn clients_of_living_flows_have_next_hops_and_lose_them_with_their_flows() {
     let kernel = Arc::clone(&table.kernel);
     table.row.node.run(move || kernel.sweep().unwrap());
     let client = [10, 90, 1, 100];
-    let hop = table.kernel.shared.state().client_hop(client).expect("the client has a next hop");
+    let hop = table.kernel.shared.state().client_hop(client.into()).expect("the client has a next hop");
     let value = table.kernel.shared.state().next_hops().get(&hop).unwrap().unwrap();
     assert_eq!(value.via[..4], client);
 
-    let flows = &table.kernel.shared.flow_maps().flows;
+    let flows = &table.kernel.shared.flow_maps().v4;
     flows.remove(&flow.0).unwrap();
     flows.remove(&flow.1).unwrap();
     table.kernel.sweep().unwrap();
-    assert_eq!(table.kernel.shared.state().client_hop(client), None);
+    assert_eq!(table.kernel.shared.state().client_hop(client.into()), None);
+}
+
+#[test]
+fn ipv6_flows_are_swept_and_listed_like_the_others() {
+    if skip() {
+        return;
+    }
+    let row = Row::dual();
+    let kernel = Arc::new(row.load(super::Settings { timeouts: TIMEOUTS, ..super::dual_settings(Mode::Tc) }).unwrap());
+    let inside = Arc::clone(&kernel);
+    row.node.run(move || {
+        let web = plan("fd00:10::1", 80, Protocol::Udp, &[endpoint("fd90:3::2", 80)]);
+        inside.apply(&name("web"), Some(&web)).unwrap();
+    });
+    let clock = kernel.shared.clock().unwrap();
+    let generation = kernel.shared.state().maps().endpoints.get(&1).unwrap().unwrap().generation;
+    let six = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let (client, vip) = (six("fd90:1::100"), six("fd00:10::1"));
+    let flows = &kernel.shared.flow_maps().v6;
+    let put = |port: u16, proto: u8, idle: u64| {
+        let (sport, eighty) = (port.to_be_bytes(), 80u16.to_be_bytes());
+        let key = FlowKey::new(client, vip, sport, eighty, proto);
+        let seen = clock.now.wrapping_sub(idle * u64::from(clock.hz));
+        let common = Flow::<[u8; 16]> { endpoint: 1, generation, service: 1, seen, ..Flow::zeroed() };
+        let out = Flow {
+            flags: flow::FORWARD,
+            new_src: six("fd90:1::1"),
+            new_dst: six("fd90:3::2"),
+            new_sport: sport,
+            new_dport: eighty,
+            ..common
+        };
+        let back =
+            Flow { flags: flow::REVERSE, new_src: vip, new_dst: client, new_sport: eighty, new_dport: sport, ..common };
+        flows.put(&key, &out).unwrap();
+        flows.put(&out.twin(proto), &back).unwrap();
+        key
+    };
+    let (lives, over, ping) = (put(1, 17, 5), put(2, 17, 130), put(3, 58, 40));
+    let sweeping = Arc::clone(&kernel);
+    assert_eq!(row.node.run(move || sweeping.sweep().unwrap()), 2);
+    let there = |key| flows.get(&key).unwrap().is_some();
+    assert_eq!((there(lives), there(over), there(ping)), (true, false, false));
+    let list = kernel.flows(10).unwrap();
+    assert_eq!(list.len(), 1);
+    assert_eq!((list[0].client.as_str(), list[0].endpoint.as_str()), ("[fd90:1::100]:1", "[fd90:3::2]:80"));
+    let hop = kernel.shared.state().client_hop(client.into()).expect("the client has a next hop");
+    assert_eq!(kernel.shared.state().next_hops().get(&hop).unwrap().unwrap().via, client);
+    row.node.run(move || kernel.detach().unwrap());
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn clients_reach_endpoints(mode: Mode) {
     // From the sweep on, replies do not look the client up.
     let sweeping = Arc::clone(&kernel);
     eventually("the client has a next hop", || {
-        let hop = sweeping.shared.state().client_hop([10, 90, 1, 100]);
+        let hop = sweeping.shared.state().client_hop([10, 90, 1, 100].into());
         hop.is_some_and(|h| h != 0)
     });
     end(&row, kernel);
@@ -218,7 +218,7 @@ fn a_change_of_the_clients_route_reaches_the_flows_it_has() {
     let shared = Arc::clone(&kernel.shared);
     let via = || {
         let state = shared.state();
-        let hop = state.client_hop([10, 99, 0, 9])?;
+        let hop = state.client_hop([10, 99, 0, 9].into())?;
         Some(state.next_hops().get(&hop).unwrap().unwrap().via[..4].to_vec())
     };
     eventually("the client has a next hop", || via() == Some(vec![10, 90, 1, 100]));
