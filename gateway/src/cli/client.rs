@@ -130,6 +130,13 @@ pub fn commands(system: System, values: &Values) -> String {
             for server in &servers {
                 line(format_args!("# nameserver {server}"));
             }
+            if domain.ends_with(".local") {
+                line(format_args!(
+                    "# `dig` finds names of {domain} and `getent hosts` does not: the hosts: line of /etc/nsswitch.conf \
+                     gives .local to multicast DNS. Put dns before mdns4 and mdns4_minimal there, or ask for \
+                     dns.localZone in the gateway's config"
+                ));
+            }
         }
         System::Macos => {
             line(format_args!("# macOS, in Terminal; the route is until the next boot"));

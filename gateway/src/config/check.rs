@@ -12,7 +12,11 @@ use ipnet::IpNet;
 
 use super::{Config, Datapath, Dns, Forward, Pods, Source, View, file, values};
 use crate::{
-    dns::log::{EVERY, LogConfig},
+    dns::{
+        Target,
+        log::{EVERY, LogConfig},
+        zone::ALL_VIEWS,
+    },
     kernel::Timeouts,
     plan::VipKinds,
 };
@@ -23,6 +27,8 @@ const MAX_FLOWS: u32 = 1 << 24;
 const MAX_CACHE: u32 = 1 << 24;
 /// Most queries that wait for upstreams: each may hold a socket.
 const MAX_OUTSTANDING: u32 = 65_536;
+/// Least memory for the cache in bytes: the largest answer fits many times.
+const LEAST_CACHE: u64 = 1 << 20;
 /// Smallest file of the query log in bytes, and most old files kept.
 const LEAST_LOG: u64 = 4_096;
 const MAX_LOGS: u32 = 1_000;
@@ -105,7 +111,7 @@ pub(super) fn check(file: file::File, base: &Path) -> Checked<Config> {
     if let Some(node) = &file.node {
         values::object(node).at("node")?;
     }
-    let dns = dns(&file.dns, base)?;
+    let dns = dns(&file.dns, &views, base)?;
     Ok(Config {
         uplinks,
         cluster_interfaces,
@@ -203,7 +209,7 @@ fn source(source: &file::Source, base: &Path) -> Checked<Source> {
     }
 }
 
-fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
+fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
     let listen = list("dns.listen", &dns.listen, values::listener)?;
     if listen.len() > MAX_DNS_ADDRESSES {
         return problem("dns.listen", format!("too many addresses: give at most {MAX_DNS_ADDRESSES}"));
@@ -218,21 +224,29 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
             "verified is not built yet: write disabled, or insecure to answer from the name alone",
         );
     }
-    let mut zones = HashSet::new();
-    let mut forward = Vec::with_capacity(dns.forward.len());
+    let mut forward: Vec<Forward> = Vec::with_capacity(dns.forward.len());
     for (index, rule) in dns.forward.iter().enumerate() {
-        let key = format!("dns.forward[{index}]");
-        let zone = values::domain(&rule.zone, 255).at(format!("{key}.zone"))?;
-        if !zones.insert(zone.clone()) {
+        let rule = self::forward(&format!("dns.forward[{index}]"), rule, views)?;
+        let general = |rule: &Forward| rule.views == ALL_VIEWS;
+        let twice = |other: &&Forward| {
+            other.zone == rule.zone && general(other) == general(&rule) && other.views & rule.views != 0
+        };
+        if forward.iter().any(|other| twice(&other)) {
             return problem(
-                format!("{key}.zone"),
-                format!("two rules are for `{}`: put their servers into one", rule.zone),
+                format!("dns.forward[{index}].zone"),
+                format!(
+                    "two rules are for `{}` and the same view: put their servers into one",
+                    dns.forward[index].zone
+                ),
             );
         }
-        forward.push(Forward { zone, to: list(&format!("{key}.to"), &rule.to, values::upstream)? });
+        forward.push(rule);
     }
     let cache = dns.cache;
     within("dns.cache.entries", cache.entries, 1, MAX_CACHE, "answers")?;
+    if cache.memory < LEAST_CACHE {
+        return problem("dns.cache.memory", format!("{} bytes are too few: give at least {LEAST_CACHE}", cache.memory));
+    }
     within("dns.cache.maxTtl", cache.max_ttl, 1, MAX_SECONDS, "seconds")?;
     within("dns.cache.negativeTtl", cache.negative_ttl, 0, MAX_SECONDS, "seconds")?;
     within("dns.cache.failureTtl", cache.failure_ttl, 1, 5, "seconds")?;
@@ -242,6 +256,7 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     Ok(Dns {
         listen,
         cluster_domain,
+        local_zone: dns.local_zone,
         pods: dns.pods,
         upstreams: list("dns.upstreams", &dns.upstreams, values::server)?,
         forward,
@@ -252,14 +267,41 @@ fn dns(dns: &file::Dns, base: &Path) -> Checked<Dns> {
     })
 }
 
+fn forward(key: &str, rule: &file::Forward, views: &[View]) -> Checked<Forward> {
+    let zone = values::domain(&rule.zone, 255).at(format!("{key}.zone"))?;
+    let to = list(&format!("{key}.to"), &rule.to, values::upstream)?;
+    let redirect = list(&format!("{key}.redirect"), &rule.redirect, values::target)?;
+    if !to.is_empty() && !redirect.is_empty() {
+        return problem(format!("{key}.redirect"), "stands beside `to`: ask servers, or lead elsewhere");
+    }
+    if let Some(Target::Name(name)) = redirect.iter().find(|target| matches!(target, Target::Name(_))) {
+        if redirect.len() > 1 {
+            return problem(format!("{key}.redirect"), "a name stands alone: give one name, or addresses");
+        }
+        if zone.is_empty() || *name == zone || name.ends_with(&format!(".{zone}")) {
+            return problem(
+                format!("{key}.redirect"),
+                format!("`{name}` is in the zone itself and would lead in circles: give a name outside it"),
+            );
+        }
+    }
+    if rule.mixed_case && to.iter().all(|server| server.tls.is_some()) {
+        return problem(format!("{key}.mixedCase"), "is for servers asked in the clear: there are none in `to`");
+    }
+    let view = |name: &str| match views.iter().position(|view| view.name == name) {
+        Some(number) => Ok(1_u64 << number),
+        None => Err(format!("there is no view `{name}` in clients")),
+    };
+    let named = list(&format!("{key}.views"), &rule.views, view)?;
+    let views = if named.is_empty() { ALL_VIEWS } else { named.iter().fold(0, |all, view| all | view) };
+    Ok(Forward { zone, views, to, redirect, mixed_case: rule.mixed_case })
+}
+
 fn log(log: &file::Log, base: &Path) -> Checked<Option<LogConfig>> {
     if !(log.sample > 0.0 && log.sample <= 1.0) {
         return problem("dns.log.sample", format!("{} is out of range: give a share above 0 and up to 1", log.sample));
     }
-    let max_size = match &log.max_size {
-        file::Size::Bytes(bytes) => *bytes,
-        file::Size::Text(text) => values::size(text).at("dns.log.maxSize")?,
-    };
+    let max_size = log.max_size.bytes().at("dns.log.maxSize")?;
     if max_size < LEAST_LOG {
         return problem("dns.log.maxSize", format!("{max_size} bytes are too few: give at least {LEAST_LOG}"));
     }

@@ -40,7 +40,7 @@ impl Config {
 
     /// What the resolver is told; `listen` are its addresses.
     pub fn dns_config(&self, listen: &[SocketAddr]) -> DnsConfig {
-        let Cache { entries, max_ttl, negative_ttl, stale, failure_ttl } = self.dns.cache;
+        let Cache { entries, memory, max_ttl, negative_ttl, stale, failure_ttl } = self.dns.cache;
         let DnsLimits { outstanding, per_client } = self.dns.limits;
         let bound = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
         DnsConfig {
@@ -49,9 +49,17 @@ impl Config {
             ttl: ZONE_TTL,
             zone_negative_ttl: ZONE_TTL,
             pods: self.dns.pods == Pods::Insecure,
+            local_zone: self.dns.local_zone,
             forward: self.forward_rules(),
             ca_file: self.dns.ca_file.clone(),
-            cache: CacheConfig { entries: bound(entries), max_ttl, negative_ttl, stale, failure_ttl },
+            cache: CacheConfig {
+                entries: bound(entries),
+                memory: usize::try_from(memory).unwrap_or(usize::MAX),
+                max_ttl,
+                negative_ttl,
+                stale,
+                failure_ttl,
+            },
             views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
             view_names: self.views.iter().map(|view| view.name.clone()).collect(),
             log: self.dns.log.clone(),
@@ -63,7 +71,10 @@ impl Config {
     pub fn forward_rules(&self) -> Vec<ForwardRule> {
         let rule = |rule: &Forward| ForwardRule {
             zone: if rule.zone.is_empty() { ".".to_owned() } else { rule.zone.clone() },
+            views: rule.views,
             to: rule.to.clone(),
+            redirect: rule.redirect.clone(),
+            mixed_case: rule.mixed_case,
         };
         self.dns.forward.iter().map(rule).collect()
     }

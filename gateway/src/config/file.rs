@@ -136,6 +136,7 @@ pub(super) struct Dns {
     pub listen: Vec<String>,
     pub cluster_domain: String,
     pub pods: Pods,
+    pub local_zone: bool,
     pub upstreams: Vec<String>,
     pub forward: Vec<Forward>,
     pub tls: Tls,
@@ -150,8 +151,9 @@ impl Default for Dns {
             listen: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             pods: Pods::default(),
+            local_zone: false,
             upstreams: Vec::new(),
-            forward: vec![Forward { zone: ".".to_owned(), to: Vec::new() }],
+            forward: vec![Forward::default()],
             tls: Tls::default(),
             cache: Cache::default(),
             log: Log::default(),
@@ -178,7 +180,20 @@ pub enum Pods {
 pub(super) struct Forward {
     pub zone: String,
     #[serde(default)]
+    pub views: Vec<String>,
+    #[serde(default)]
     pub to: Vec<String>,
+    #[serde(default)]
+    pub redirect: Vec<String>,
+    #[serde(default)]
+    pub mixed_case: bool,
+}
+
+/// Names outside are refused.
+impl Default for Forward {
+    fn default() -> Self {
+        Self { zone: ".".to_owned(), views: Vec::new(), to: Vec::new(), redirect: Vec::new(), mixed_case: false }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -210,6 +225,20 @@ pub(super) enum Size {
     Text(String),
 }
 
+impl Size {
+    /// In bytes.
+    pub fn bytes(&self) -> Result<u64, String> {
+        match self {
+            Self::Bytes(bytes) => Ok(*bytes),
+            Self::Text(text) => super::values::size(text),
+        }
+    }
+}
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Size::deserialize(deserializer)?.bytes().map_err(serde::de::Error::custom)
+}
+
 /// `dns.limits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -232,6 +261,9 @@ impl Default for DnsLimits {
 pub struct Cache {
     /// Most answers kept.
     pub entries: u32,
+    /// Most bytes of memory that they take.
+    #[serde(deserialize_with = "bytes")]
+    pub memory: u64,
     /// Longest time an answer is kept.
     pub max_ttl: u32,
     /// Longest time a negative answer is kept.
@@ -244,7 +276,7 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
+        Self { entries: 65_536, memory: 64 << 20, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
     }
 }
 

@@ -18,7 +18,7 @@ use ipnet::IpNet;
 pub use file::{Cache, Deny, DnsLimits, Pods, ReturnPath, Strangers};
 
 use crate::{
-    dns::{LogConfig, Upstream},
+    dns::{LogConfig, Target, Upstream},
     kernel::{Mode, Timeouts},
     plan::VipKinds,
 };
@@ -84,8 +84,14 @@ pub enum Source {
 pub struct Forward {
     /// The zone, lower case, without the last dot; the root is empty.
     pub zone: String,
-    /// The servers; empty: refused.
+    /// Whose questions; bit = view number, all bits: those of every view without a rule of its own.
+    pub views: u64,
+    /// The servers; empty, and no `redirect`: refused.
     pub to: Vec<Upstream>,
+    /// What its names lead to instead: addresses, or one name.
+    pub redirect: Vec<Target>,
+    /// Questions are asked in random case.
+    pub mixed_case: bool,
 }
 
 /// `dns`.
@@ -95,6 +101,8 @@ pub struct Dns {
     pub listen: Vec<SocketAddr>,
     /// The cluster's domain, lower case, without the last dot.
     pub cluster_domain: String,
+    /// The SOA of `local` is answered.
+    pub local_zone: bool,
     /// Names of pods; never [`Pods::Verified`].
     pub pods: Pods,
     /// The cluster's DNS; empty: the `kube-system/kube-dns` Service.

@@ -26,6 +26,10 @@ fn error(text: &str) -> String {
     line
 }
 
+fn refusal(zone: &str) -> Forward {
+    Forward { zone: zone.to_owned(), views: u64::MAX, to: Vec::new(), redirect: Vec::new(), mixed_case: false }
+}
+
 #[test]
 fn every_key_left_out_has_the_documented_default() {
     let config = parse(LEAST).expect("the least config is valid");
@@ -40,10 +44,10 @@ fn every_key_left_out_has_the_documented_default() {
     assert_eq!(config.strangers, Strangers::Drop);
     assert!(config.dns.listen.is_empty() && config.dns.upstreams.is_empty());
     assert_eq!(config.dns.cluster_domain, "cluster.local");
-    assert_eq!(config.dns.forward, [Forward { zone: String::new(), to: Vec::new() }]);
+    assert_eq!(config.dns.forward, [refusal("")]);
     assert_eq!(
         config.dns.cache,
-        Cache { entries: 65_536, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
+        Cache { entries: 65_536, memory: 64 << 20, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
     );
     assert_eq!((config.dns.log, config.dns.limits), (None, DnsLimits { outstanding: 4_096, per_client: 512 }));
     assert_eq!(config.datapath.mode, Mode::Auto);
@@ -117,7 +121,7 @@ log: gateway=debug,info
     let dns = config.dns_config(&config.dns.listen);
     assert_eq!((dns.limits.waiting, dns.limits.waiting_per_client, dns.cache.failure_ttl), (9, 3, 5));
     assert_eq!(dns.view_names, ["developers", "testers"]);
-    assert_eq!(config.dns.forward[1], Forward { zone: "corp.example".to_owned(), to: Vec::new() });
+    assert_eq!(config.dns.forward[1], refusal("corp.example"));
     let settings = config.settings(Sizes::default(), &config.service_cidrs, &config.dns.listen);
     assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
     assert_eq!(settings.snat_ports, 40_000..=40_999);
@@ -240,6 +244,16 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("node: a/b"), &["node", "`a/b`", "kubectl get nodes"]),
         (with("datapath: {pin: here}"), &["datapath.pin", "relative"]),
         (with("datapath: {timeouts: {udp: 0}}"), &["datapath.timeouts.udp"]),
+        (with("dns: {forward: [{zone: a, views: [nobody]}]}"), &["dns.forward[0].views[0]", "no view `nobody`"]),
+        (
+            with("dns: {forward: [{zone: a, to: [9.9.9.9], redirect: [192.0.2.1]}]}"),
+            &["dns.forward[0].redirect", "`to`"],
+        ),
+        (with("dns: {forward: [{zone: a, redirect: [b, c]}]}"), &["dns.forward[0].redirect", "alone"]),
+        (with("dns: {forward: [{zone: a.b, redirect: [x.a.b]}]}"), &["dns.forward[0].redirect", "circles"]),
+        (with("dns: {forward: [{zone: a, mixedCase: true}]}"), &["dns.forward[0].mixedCase", "in the clear"]),
+        (with("dns: {cache: {memory: 12}}"), &["dns.cache.memory", "1048576"]),
+        (with("dns: {cache: {memory: much}}"), &["dns.cache", "`much`", "64Mi"]),
         (with("http: 9153"), &["http"]),
         (with("http: localhost"), &["http", "127.0.0.1:9153"]),
         (with("log: verbose"), &["log", "verbose", "debug"]),

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::dns::Upstream;
+use crate::dns::{Target, Upstream};
 
 /// A prefix whose host bits are zero.
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
@@ -96,6 +96,17 @@ pub(super) fn upstream(text: &str) -> Result<Upstream, String> {
         None => address.ip().to_string(),
     };
     Ok(Upstream { addr: address, tls: Some(name.into()) })
+}
+
+/// What a zone rule leads to: an address, or a name.
+pub(super) fn target(text: &str) -> Result<Target, String> {
+    if text.parse::<IpAddr>().is_ok() {
+        return unicast(text).map(Target::Address);
+    }
+    match domain(text, 255)? {
+        root if root.is_empty() => Err("`.` is no name to lead to: give an address or a name".to_owned()),
+        name => Ok(Target::Name(name)),
+    }
 }
 
 /// `64Mi`, `100k`, `4096`: bytes.

@@ -23,8 +23,10 @@ use super::{
     learn::LearnError,
     name,
     publish::Publisher,
+    rules::Route,
     stats::{CachedInfo, Source, Stats},
-    upstream::{self, Ask, Server},
+    upstream::{self, Ask},
+    zone::ALL_VIEWS,
 };
 
 /// A client with a stale answer in reach waits no longer for the servers (RFC 8767 section 5).
@@ -39,8 +41,12 @@ const REFRESHED_TTL: u32 = 5;
 const REFRESH_LEAD: u32 = 2;
 /// Questions of the cache's own at one time; what is more expires, and is asked for when a client wants it.
 const REFRESHES: usize = 256;
-/// Order numbers of answers in use begin here; expired ones are numbered below, and so are the first to be evicted.
+/// Order numbers of answers that were asked for again begin here; those that nobody asked for since they were learnt are numbered
+/// below, and expired ones below these: what is numbered lowest is evicted first. A flood of names never comes above those in use.
 const LIVE: u64 = 1 << 63;
+const NEW: u64 = 1 << 62;
+/// What an answer costs beside its name (four times), body and places of TTLs: the maps' nodes, the answer's head.
+const OVERHEAD: usize = 640;
 /// Popular answers that eviction passes over before it takes the next one all the same.
 const SECOND_CHANCES: usize = 16;
 
@@ -53,6 +59,9 @@ pub enum Outcome {
     Failed(Extended),
 }
 
+/// By which rule, and for which views, an answer is known.
+type Known = (u32, u64);
+
 struct Slot {
     answer: Arc<Answer>,
     expires: u64,
@@ -62,6 +71,8 @@ struct Slot {
     /// What is due next is a look at how popular it is.
     fresh: bool,
     kernel: Option<DnsKey>,
+    /// Whose clients may get it.
+    views: u64,
     kernel_hits: u64,
     hits: u64,
     /// Stale: the servers are not asked again before.
@@ -76,6 +87,10 @@ struct Inner {
     due: BTreeMap<(u64, u64), Arc<Ask>>,
     asking: HashMap<Arc<Ask>, watch::Receiver<Option<Outcome>>>,
     failed: HashMap<Arc<Ask>, (u64, Extended)>,
+    /// Bytes that the answers take.
+    bytes: usize,
+    /// Entries of the kernel that not every view may see, and whose they are: there is one for a name and type.
+    owners: HashMap<DnsKey, Arc<Ask>>,
     /// Changes of the zone rules so far.
     epoch: u64,
     next: u64,
@@ -104,9 +119,10 @@ impl Cache {
         self.lock().peek(ask, now)
     }
 
-    /// The answer: from here, or from the servers. Clients that ask the same at one time wait for one question.
-    pub async fn get(self: &Arc<Self>, ask: Ask, servers: &Arc<[Arc<Server>]>) -> Outcome {
-        let mut waiting = match self.join(ask, servers) {
+    /// The answer: from here, or from the rule's servers. Clients that ask the same at one time wait for one question. `views` are
+    /// those whose clients get the same answer.
+    pub async fn get(self: &Arc<Self>, ask: Ask, route: &Arc<Route>, views: u64) -> Outcome {
+        let mut waiting = match self.join(ask, route, views) {
             Ok(outcome) => return outcome,
             Err(waiting) => waiting,
         };
@@ -120,7 +136,8 @@ impl Cache {
     fn join(
         self: &Arc<Self>,
         ask: Ask,
-        servers: &Arc<[Arc<Server>]>,
+        route: &Arc<Route>,
+        views: u64,
     ) -> Result<Outcome, watch::Receiver<Option<Outcome>>> {
         let mut inner = self.lock();
         if let Some(outcome) = inner.peek(&ask, clock::now()) {
@@ -130,15 +147,15 @@ impl Cache {
             return Err(waiting.clone());
         }
         let patience = inner.slots.contains_key(&ask).then_some(STALE_PATIENCE);
-        Err(self.start(&mut inner, Arc::new(ask), servers, patience))
+        Err(self.start(&mut inner, Arc::new(ask), (route, views), patience))
     }
 
     /// Asks for an answer that is there, so that it is there anew before it expires.
-    pub fn refresh(self: &Arc<Self>, ask: Arc<Ask>, servers: &Arc<[Arc<Server>]>) {
+    pub fn refresh(self: &Arc<Self>, ask: Arc<Ask>, route: &Arc<Route>, views: u64) {
         let mut inner = self.lock();
         if !inner.asking.contains_key(&ask) {
             self.stats.refreshed.fetch_add(1, Ordering::Relaxed);
-            drop(self.start(&mut inner, ask, servers, None));
+            drop(self.start(&mut inner, ask, (route, views), None));
         }
     }
 
@@ -146,15 +163,15 @@ impl Cache {
         self: &Arc<Self>,
         inner: &mut Inner,
         ask: Arc<Ask>,
-        servers: &Arc<[Arc<Server>]>,
+        (route, views): (&Arc<Route>, u64),
         patience: Option<Duration>,
     ) -> watch::Receiver<Option<Outcome>> {
         let (sender, receiver) = watch::channel(None);
         inner.asking.insert(Arc::clone(&ask), receiver.clone());
-        let asking = Asking { cache: Arc::clone(self), ask, epoch: inner.epoch };
-        let servers = Arc::clone(servers);
+        let asking = Asking { cache: Arc::clone(self), ask, views, epoch: inner.epoch };
+        let route = Arc::clone(route);
         tokio::spawn(async move {
-            let outcome = match upstream::ask(&servers, &asking.ask, patience).await {
+            let outcome = match upstream::ask(&route, &asking.ask, patience).await {
                 Ok(message) => learn::learn(&asking.ask, &message, &asking.cache.config)
                     .and_then(|learnt| asking.cache.insert(&asking, &learnt))
                     .unwrap_or_else(|error| asking.cache.failure(&asking, Extended::unusable(), &error)),
@@ -189,17 +206,22 @@ impl Cache {
         let now = clock::now();
         let answer = Arc::new(learnt.build(&ask.name, now)?);
         let mut inner = self.lock();
-        let before = inner.detach(ask).and_then(|slot| slot.kernel);
+        let before = inner.detach(ask);
         inner.failed.remove(ask);
         // What was asked under other rules is for those who asked.
         let kept = learnt.ttl > 0 && self.config.entries > 0 && asking.epoch == inner.epoch;
-        let kernel = key(&ask.name, ask.qtype, ask.flags).filter(|key| kept && self.publisher.put_learnt(key, &answer));
-        if let Some(key) = before.filter(|_| kernel.is_none()) {
-            self.unpublish(&key);
+        let kernel = key(&ask.name, ask.qtype, ask.flags)
+            .filter(|key| kept && self.publish(&mut inner, key, ask, &answer, asking.views));
+        let (old, used) = before.map_or((None, false), |slot| (slot.kernel, slot.order >= LIVE));
+        if let Some(key) = old.filter(|_| kernel.is_none()) {
+            self.unpublish(&mut inner, &key);
         }
         if kept {
             let expires = answer.head().expires;
-            while inner.slots.len() >= self.config.entries {
+            let room = cost(ask, &answer);
+            while inner.slots.len() >= self.config.entries
+                || inner.bytes + room > self.config.memory && !inner.slots.is_empty()
+            {
                 self.evict(&mut inner);
             }
             let number = inner.number();
@@ -207,52 +229,91 @@ impl Cache {
                 answer: Arc::clone(&answer),
                 expires,
                 dead: expires.saturating_add(clock::seconds(self.config.stale)),
-                order: LIVE | number,
+                order: number | if used { LIVE } else { NEW },
                 due: (look_at(learnt.ttl, expires).unwrap_or(expires), number),
                 fresh: look_at(learnt.ttl, expires).is_some(),
                 kernel,
+                views: asking.views,
                 kernel_hits: 0,
                 hits: 0,
                 hold: 0,
             };
-            inner.order.insert(slot.order, Arc::clone(ask));
-            inner.due.insert(slot.due, Arc::clone(ask));
-            inner.slots.insert(Arc::clone(ask), slot);
+            inner.attach(Arc::clone(ask), slot);
         }
         Ok(Outcome::Answer(answer, Source::Upstream))
     }
 
+    /// Teaches the kernel, which has one answer for a name and type: of those for some views only, the first.
+    fn publish(&self, inner: &mut Inner, key: &DnsKey, ask: &Arc<Ask>, answer: &Answer, views: u64) -> bool {
+        let other = views != ALL_VIEWS && inner.owners.get(key).is_some_and(|owner| owner != ask);
+        if other || views == 0 || !self.publisher.put_learnt(key, answer, views) {
+            return false;
+        }
+        if views == ALL_VIEWS {
+            inner.owners.remove(key);
+        } else {
+            inner.owners.insert(*key, Arc::clone(ask));
+        }
+        true
+    }
+
     fn remove(&self, inner: &mut Inner, ask: &Ask) {
         if let Some(key) = inner.detach(ask).and_then(|slot| slot.kernel) {
-            self.unpublish(&key);
+            self.unpublish(inner, &key);
         }
     }
 
-    /// The rules changed: answers for names that others answer for now are forgotten, here and in the kernel.
-    pub fn retain(&self, keep: impl Fn(&[u8]) -> bool) {
+    /// The rules changed. `carried` says under which rule, and for which views, an answer is known now; `None`: others answer for that
+    /// name, and it is forgotten, here and in the kernel.
+    pub fn retain(&self, carried: impl Fn(&Ask) -> Option<Known>) {
         let mut inner = self.lock();
         inner.epoch += 1;
         inner.failed.clear();
-        let gone: Vec<Arc<Ask>> = inner.slots.keys().filter(|ask| !keep(&ask.name)).cloned().collect();
-        for ask in gone {
-            self.remove(&mut inner, &ask);
+        let changed: Vec<(Arc<Ask>, Option<Known>)> = inner
+            .slots
+            .iter()
+            .map(|(ask, slot)| (ask, slot, carried(ask)))
+            .filter(|(ask, slot, now)| *now != Some((ask.via, slot.views)))
+            .map(|(ask, _, now)| (Arc::clone(ask), now))
+            .collect();
+        // First all are taken out, so that what one group of views leaves in the kernel is free for another.
+        let mut moved = Vec::new();
+        for (ask, now) in changed {
+            let Some(mut slot) = inner.detach(&ask) else { continue };
+            let in_kernel = slot.kernel.take();
+            if let Some(key) = &in_kernel {
+                self.unpublish(&mut inner, key);
+            }
+            if let Some((via, views)) = now {
+                slot.views = views;
+                moved.push((Arc::new(Ask { via, ..Ask::clone(&ask) }), slot, in_kernel));
+            }
+        }
+        for (ask, mut slot, in_kernel) in moved {
+            if !inner.slots.contains_key(&ask) {
+                slot.kernel =
+                    in_kernel.filter(|key| self.publish(&mut inner, key, &ask, &Arc::clone(&slot.answer), slot.views));
+                inner.attach(ask, slot);
+            }
         }
     }
 
     /// What cannot be removed still expires by itself.
-    fn unpublish(&self, key: &DnsKey) {
+    fn unpublish(&self, inner: &mut Inner, key: &DnsKey) {
+        inner.owners.remove(key);
         if let Err(error) = self.publisher.remove_learnt(key) {
             tracing::warn!("the kernel did not remove a learnt answer: {error}");
         }
     }
 
-    /// Removes one answer: an expired one, else the least recently used. Those that the kernel served lately stay.
+    /// Removes one answer: an expired one, else one that nobody asked for again, else the least recently used. Those that the kernel
+    /// served lately stay.
     fn evict(&self, inner: &mut Inner) {
         for chance in 0.. {
             let Some(ask) = inner.order.first_key_value().map(|(_, ask)| Arc::clone(ask)) else { return };
             let now_used = inner.slots.get_mut(&ask).is_some_and(|slot| {
                 let hits = slot.kernel.as_ref().and_then(|key| self.publisher.hits(key)).unwrap_or(slot.kernel_hits);
-                let used = slot.order >= LIVE && hits > slot.kernel_hits;
+                let used = slot.order >= NEW && hits > slot.kernel_hits;
                 slot.kernel_hits = hits;
                 used
             });
@@ -291,12 +352,13 @@ impl Cache {
                 self.remove(&mut inner, &ask);
                 continue;
             }
-            if let Some(key) = slot.kernel.take() {
-                self.unpublish(&key);
-            }
+            let kernel = slot.kernel.take();
             slot.due = (slot.dead, due.1);
             let old = std::mem::replace(&mut slot.order, number);
             let due = slot.due;
+            if let Some(key) = kernel {
+                self.unpublish(&mut inner, &key);
+            }
             inner.order.remove(&old);
             inner.order.insert(number, Arc::clone(&ask));
             inner.due.insert(due, ask);
@@ -308,6 +370,11 @@ impl Cache {
     /// Answers held.
     pub fn count(&self) -> usize {
         self.lock().slots.len()
+    }
+
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
     }
 
     /// At most `limit` answers, sorted by name and type.
@@ -330,6 +397,11 @@ impl Cache {
             })
             .collect()
     }
+}
+
+/// Bytes that an answer takes here, roughly.
+fn cost(ask: &Ask, answer: &Answer) -> usize {
+    OVERHEAD + 4 * ask.name.len() + answer.body().len() + 2 * answer.ttls().len()
 }
 
 /// When to look how popular an answer is; `None`: it is not refreshed early.
@@ -367,7 +439,15 @@ impl Inner {
         let slot = self.slots.remove(ask)?;
         self.order.remove(&slot.order);
         self.due.remove(&slot.due);
+        self.bytes = self.bytes.saturating_sub(cost(ask, &slot.answer));
         Some(slot)
+    }
+
+    fn attach(&mut self, ask: Arc<Ask>, slot: Slot) {
+        self.bytes += cost(&ask, &slot.answer);
+        self.order.insert(slot.order, Arc::clone(&ask));
+        self.due.insert(slot.due, Arc::clone(&ask));
+        self.slots.insert(ask, slot);
     }
 
     fn number(&mut self) -> u64 {
@@ -390,6 +470,8 @@ impl Inner {
 struct Asking {
     cache: Arc<Cache>,
     ask: Arc<Ask>,
+    /// Whose clients get the same answer.
+    views: u64,
     /// Of the rules it is asked by.
     epoch: u64,
 }

@@ -25,9 +25,9 @@ use super::{
     learn::{Learnt, Rr},
     log::{Entry, QueryLog},
     query::{Odd, Query, request_for},
-    rules::Rules,
+    rules::{Action, Route, Rules},
     stats::{Dropped, Source, Stats, Transport},
-    upstream::{Ask, Server},
+    upstream::Ask,
     views::ViewTable,
     zone::{Found, TYPE_ANY, Zone},
 };
@@ -91,7 +91,9 @@ pub struct Waiting {
     /// The query itself, or one for what its aliases led to.
     target: Request,
     ask: Ask,
-    servers: Arc<[Arc<Server>]>,
+    route: Arc<Route>,
+    /// The views whose clients get the same.
+    views: u64,
     /// Aliases of the zone that led to `target`.
     aliases: Vec<Rr>,
 }
@@ -195,8 +197,17 @@ impl Forwarder {
                     target = Some(next);
                 }
                 Found::Elsewhere => {
-                    let target = target.unwrap_or_else(|| query.request.clone());
-                    return self.elsewhere(query, target, aliases, asker);
+                    let rules = self.rules();
+                    let route = rules.route(request.name(), asker.view);
+                    let Some(alias) = route.and_then(|route| self.zone.redirected(request, &route.action, query.any))
+                    else {
+                        let target = target.unwrap_or_else(|| query.request.clone());
+                        return self.elsewhere(query, target, aliases, asker);
+                    };
+                    let next = request_for(&alias.rdata, request.query.qtype, request.query.bits);
+                    aliases.push(alias);
+                    let Some(next) = next else { return self.fail(&query, ResponseCode::ServFail, None, asker) };
+                    target = Some(next);
                 }
                 Found::Unknown => {
                     return self.fail(&query, ResponseCode::ServFail, Some(errors::NOT_READY), asker);
@@ -241,35 +252,63 @@ impl Forwarder {
     /// A name outside the zone, asked for or aliased to.
     fn elsewhere(&self, query: Query, target: Request, aliases: Vec<Rr>, asker: &Asker) -> Step {
         let rules = self.rules();
-        let Some(servers) = rules.servers_for(target.name()) else {
-            // The alias is true, and all that may be said.
-            return if aliases.is_empty() {
-                // A rule for just this, or none for anything.
-                let ruled = rules.zone_of(target.name()).is_some_and(|zone| zone != [0]);
-                let why = if ruled { errors::BLOCKED } else { errors::PROHIBITED };
-                self.fail(&query, ResponseCode::Refused, Some(why), asker)
-            } else {
-                self.after_aliases(&query, &target.emit_empty(wire::NOERROR), &aliases, Source::Zone, asker)
-            };
-        };
-        if query.any {
-            return match self.zone.minimal_any(query.request.name()) {
+        let route = rules.route(target.name(), asker.view);
+        match route.map(|route| (&route.action, route)) {
+            Some((Action::Forward(_), _)) if query.any => match self.zone.minimal_any(query.request.name()) {
                 Some(answer) => self.zone_answer(&query, &query.request, &answer, &[], asker),
                 None => self.fail(&query, ResponseCode::ServFail, None, asker),
-            };
+            },
+            Some((Action::Forward(_), route)) => {
+                let Query { request, .. } = &query;
+                let ask = Ask {
+                    qtype: request.query.qtype,
+                    flags: request.query.bits,
+                    name: target.name().into(),
+                    via: route.id,
+                };
+                if let Some(outcome) = self.cache.peek(&ask, clock::now()) {
+                    return self.end(&query, asker, &target, &aliases, &outcome);
+                }
+                let views = rules.views_of(target.name(), route.id);
+                let route = Arc::clone(route);
+                Step::Wait(Box::new(Waiting { query, asker: *asker, target, ask, route, views, aliases }))
+            }
+            Some((action @ (Action::Addresses(_) | Action::Alias(_)), route)) => {
+                let message = self.zone.redirect(&target, &route.zone, action, query.any);
+                match message {
+                    Some((message, _)) if !aliases.is_empty() => {
+                        self.after_aliases(&query, &message, &aliases, Source::Rule, asker)
+                    }
+                    Some((message, rcode)) => self.redirected(&query, message, rcode, asker),
+                    None => self.fail(&query, ResponseCode::ServFail, None, asker),
+                }
+            }
+            // The alias is true, and all that may be said.
+            _ if !aliases.is_empty() => {
+                self.after_aliases(&query, &target.emit_empty(wire::NOERROR), &aliases, Source::Zone, asker)
+            }
+            route => {
+                // A rule for just this, or none for anything.
+                let ruled = route.is_some_and(|(_, route)| *route.zone != [0]);
+                let why = if ruled { errors::BLOCKED } else { errors::PROHIBITED };
+                self.fail(&query, ResponseCode::Refused, Some(why), asker)
+            }
         }
-        let ask = Ask { qtype: target.query.qtype, flags: target.query.bits, name: target.name().into() };
-        let waiting = Waiting { servers: Arc::clone(servers), asker: *asker, query, target, ask, aliases };
-        match self.cache.peek(&waiting.ask, clock::now()) {
-            Some(outcome) => self.end(&waiting, &outcome),
-            None => Step::Wait(Box::new(waiting)),
+    }
+
+    /// Ends with what a rule says about a name itself.
+    fn redirected(&self, query: &Query, message: Vec<u8>, rcode: u16, asker: &Asker) -> Step {
+        if message.len() <= limit(&query.request, asker.transport) {
+            return self.send(query, message, &Said::new(Source::Rule, rcode), asker);
         }
+        self.after_aliases(query, &message, &[], Source::Rule, asker)
     }
 
     /// Ends with a query that waits for others.
     pub async fn finish(&self, waiting: &Waiting) -> Step {
-        let outcome = self.cache.get(waiting.ask.clone(), &waiting.servers).await;
-        self.end(waiting, &outcome)
+        let outcome = self.cache.get(waiting.ask.clone(), &waiting.route, waiting.views).await;
+        let Waiting { query, asker, target, aliases, .. } = waiting;
+        self.end(query, asker, target, aliases, &outcome)
     }
 
     /// Ends with a query for which there is no place to wait in.
@@ -277,8 +316,7 @@ impl Forwarder {
         self.fail(&waiting.query, ResponseCode::ServFail, Some(errors::OVERLOAD), &waiting.asker)
     }
 
-    fn end(&self, waiting: &Waiting, outcome: &Outcome) -> Step {
-        let Waiting { query, asker, target, aliases, .. } = waiting;
+    fn end(&self, query: &Query, asker: &Asker, target: &Request, aliases: &[Rr], outcome: &Outcome) -> Step {
         let (answer, source) = match outcome {
             Outcome::Answer(answer, source) => (answer, source),
             Outcome::Failed(why) => return self.fail(query, ResponseCode::ServFail, Some(*why), asker),

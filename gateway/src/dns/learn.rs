@@ -54,6 +54,9 @@ pub struct Learnt {
     pub ttl: u32,
 }
 
+/// Most records of an answer. Its bytes are bounded by the transports: 4,096 over UDP, 65,535 over TCP and TLS.
+const MAX_RECORDS: usize = 2_000;
+
 /// Why an answer cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LearnError {
@@ -63,6 +66,9 @@ pub enum LearnError {
     /// Too long without compression.
     #[error("{0}")]
     Build(BuildError),
+    /// More than anybody has a use for.
+    #[error("{0} records are too many: at most {MAX_RECORDS} are taken")]
+    TooMany(usize),
 }
 
 /// What a server's message is worth.
@@ -70,8 +76,12 @@ pub enum LearnError {
 /// AD is not taken over: nobody here has validated anything, and the way to the server is not protected.
 ///
 /// # Errors
-/// When its records cannot be written without compression.
+/// When its records are too many, or cannot be written without compression.
 pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig) -> Result<Learnt, LearnError> {
+    let records = message.answers.len() + message.authorities.len() + message.additionals.len();
+    if records > MAX_RECORDS {
+        return Err(LearnError::TooMany(records));
+    }
     let mut learnt = Learnt {
         rcode: u16::from(message.metadata.response_code) & wire::RCODE,
         answers: convert(&message.answers, config.max_ttl)?,
@@ -200,10 +210,11 @@ mod tests {
     use super::*;
     use crate::dns::name;
 
-    const CONFIG: CacheConfig = CacheConfig { entries: 10, max_ttl: 3600, negative_ttl: 60, stale: 0, failure_ttl: 2 };
+    const CONFIG: CacheConfig =
+        CacheConfig { entries: 10, memory: 1 << 20, max_ttl: 3600, negative_ttl: 60, stale: 0, failure_ttl: 2 };
 
     fn ask(text: &str, qtype: u16) -> Ask {
-        Ask { name: name::from_text(text).expect("name"), qtype, flags: 0 }
+        Ask { name: name::from_text(text).expect("name"), qtype, flags: 0, via: 0 }
     }
 
     fn message(rcode: ResponseCode) -> Message {

@@ -3,7 +3,12 @@
 //! One query's way through here: [`server`] takes it from a socket, [`forwarder`] asks the [`zone`], then the [`cache`], then the
 //! servers of the zone rule ([`rules`], [`upstream`]). What was learnt goes through [`learn`] into the cache and into the kernel.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use gateway_common::{
     dns::build::BuildError,
@@ -78,13 +83,43 @@ impl AnswerStore for NoStore {
     }
 }
 
-/// `dns.forward[]`: where questions below a zone go.
+/// `dns.forward[]`: what happens to questions below a zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardRule {
     /// The zone: `.`, `example.org`, with or without the last dot.
     pub zone: String,
-    /// Servers, asked in this order; none: refused.
+    /// Whose questions; bit = view number. All bits: those of every view that has no rule of its own for the zone.
+    pub views: u64,
+    /// Servers, asked in this order; none, and nothing in `redirect`: refused.
     pub to: Vec<Upstream>,
+    /// What names in the zone lead to: addresses, or one name.
+    pub redirect: Vec<Target>,
+    /// Questions are asked in random case, which the answer must have too: harder to guess.
+    pub mixed_case: bool,
+}
+
+impl Default for ForwardRule {
+    fn default() -> Self {
+        Self { zone: ".".to_owned(), views: zone::ALL_VIEWS, to: Vec::new(), redirect: Vec::new(), mixed_case: false }
+    }
+}
+
+/// What a rule redirects to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An address.
+    Address(IpAddr),
+    /// A name, of the cluster or outside.
+    Name(String),
+}
+
+impl Target {
+    fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(addr) => Some(*addr),
+            Self::Name(_) => None,
+        }
+    }
 }
 
 /// `dns.cache`.
@@ -92,6 +127,8 @@ pub struct ForwardRule {
 pub struct CacheConfig {
     /// Answers kept, in user space and in the kernel.
     pub entries: usize,
+    /// Bytes of memory that they may take in user space.
+    pub memory: usize,
     /// Longest TTL in seconds, whatever the server said.
     pub max_ttl: u32,
     /// Longest time in seconds that "no such name" and "no such type" are kept.
@@ -104,7 +141,7 @@ pub struct CacheConfig {
 
 impl Default for CacheConfig {
     fn default() -> Self {
-        Self { entries: 65_536, max_ttl: 3600, negative_ttl: 5, stale: 3600, failure_ttl: 2 }
+        Self { entries: 65_536, memory: 64 << 20, max_ttl: 3600, negative_ttl: 5, stale: 3600, failure_ttl: 2 }
     }
 }
 
@@ -121,6 +158,8 @@ pub struct DnsConfig {
     pub zone_negative_ttl: u32,
     /// Names of pods are answered from the name alone (`dns.pods: insecure`).
     pub pods: bool,
+    /// The SOA of `local` is answered (`dns.localZone`), so that clients ask for names below it here and not by multicast.
+    pub local_zone: bool,
     /// Zone rules for names outside the cluster zone; a name without a rule is refused.
     pub forward: Vec<ForwardRule>,
     /// `dns.tls.caFile`: authorities for servers over TLS, beside the system's.
@@ -145,6 +184,7 @@ impl Default for DnsConfig {
             ttl: 30,
             zone_negative_ttl: 30,
             pods: false,
+            local_zone: false,
             forward: Vec::new(),
             ca_file: None,
             cache: CacheConfig::default(),
@@ -243,7 +283,9 @@ pub enum DnsError {
     #[error("dns.forward: {0}")]
     Tls(#[from] TrustError),
     /// Two rules for one zone.
-    #[error("dns.forward[{index}].zone: {zone:?} has a rule already: merge their servers into one rule")]
+    #[error(
+        "dns.forward[{index}].zone: {zone:?} has a rule already, for the same views: merge their servers into one rule"
+    )]
     DuplicateZone {
         /// The second rule.
         index: usize,

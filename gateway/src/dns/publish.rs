@@ -42,7 +42,7 @@ impl Publisher {
     pub fn put_zone(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>) -> io::Result<()> {
         let mut zone = self.zone();
         zone.insert(*key);
-        self.put(key, answer, expires)
+        self.put(key, answer, expires, None)
     }
 
     /// Removes an entry of the zone.
@@ -55,10 +55,10 @@ impl Publisher {
         self.store.remove(key)
     }
 
-    /// Puts what was learnt, if the kernel can answer with it; says whether it is there.
-    pub fn put_learnt(&self, key: &DnsKey, answer: &Answer) -> bool {
+    /// Puts what was learnt, for the views of this mask, if the kernel can answer with it; says whether it is there.
+    pub fn put_learnt(&self, key: &DnsKey, answer: &Answer, views: u64) -> bool {
         let zone = self.zone();
-        !zone.contains(key) && self.put(key, answer, None).is_ok()
+        !zone.contains(key) && self.put(key, answer, None, Some(views)).is_ok()
     }
 
     /// Removes what was learnt.
@@ -83,11 +83,12 @@ impl Publisher {
         self.store.set_zone(index, zone)
     }
 
-    fn put(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>) -> io::Result<()> {
+    fn put(&self, key: &DnsKey, answer: &Answer, expires: Option<u64>, views: Option<u64>) -> io::Result<()> {
         let Some((mut entry, large)) = answer.to_kernel(LONG) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more records than the kernel ages"));
         };
         entry.expires = expires.unwrap_or(entry.expires);
+        entry.views = views.unwrap_or(entry.views);
         self.store.put(key, &entry, large.as_ref()).inspect_err(|_| {
             self.stats.refused_by_kernel.fetch_add(1, Ordering::Relaxed);
         })

@@ -68,6 +68,7 @@ impl Resolver {
             serial: (since_epoch.as_secs() & u64::from(u32::MAX)) as u32,
             fixed: fixed_records(&config, &addresses),
             pods: config.pods,
+            local: config.local_zone,
         };
         let zone = Zone::new(&zone, Arc::clone(&publisher))?;
         let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
@@ -117,8 +118,9 @@ async fn keep_house(server: Arc<Server>, forwarder: Arc<Forwarder>) {
         }
         let rules = forwarder.rules();
         for ask in forwarder.cache.sweep(clock::now()) {
-            if let Some(servers) = rules.servers_for(&ask.name) {
-                forwarder.cache.refresh(ask, servers);
+            if let Some(route) = rules.by_id(ask.via) {
+                let views = rules.views_of(&ask.name, ask.via);
+                forwarder.cache.refresh(ask, route, views);
             }
         }
         forwarder.zone.retry();
@@ -164,7 +166,7 @@ impl ResolverHandle {
         let before = self.forwarder.rules();
         let after = Arc::new(Rules::new(forward, Trust::read(ca_file)?, &self.addresses, Some(&before))?);
         self.forwarder.set_rules(Arc::clone(&after));
-        self.forwarder.cache.retain(|name| before.agree(&after, name));
+        self.forwarder.cache.retain(|ask| before.carried(&after, &ask.name, ask.via));
         Ok(())
     }
 
@@ -189,6 +191,7 @@ impl ResolverHandle {
             listen: self.addresses.iter().map(ToString::to_string).collect(),
             zones: vec![self.forwarder.zone.info()],
             cached: self.forwarder.cache.count(),
+            cached_bytes: self.forwarder.cache.bytes(),
             cache: self.forwarder.cache.info(limit),
             upstreams: self.forwarder.rules().servers().iter().map(|server| server.info()).collect(),
             counters: self.counters(),

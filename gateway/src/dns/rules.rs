@@ -1,20 +1,74 @@
-//! `dns.forward`: which servers are asked for a name; the longest zone decides.
+//! `dns.forward`: what happens to a name outside the cluster, for a client of some view; the longest zone decides.
 
 use std::{
     collections::HashMap,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
 };
 
 use super::{
-    DnsError, ForwardRule, name,
+    DnsError, ForwardRule, Target, name,
     upstream::{Server, Upstream, tls::Trust},
+    zone::ALL_VIEWS,
 };
+
+/// What a rule does with a name.
+#[derive(Debug)]
+pub enum Action {
+    /// These servers are asked.
+    Forward(Arc<[Arc<Server>]>),
+    /// The client gets REFUSED.
+    Refuse,
+    /// The name has these addresses and nothing else.
+    Addresses(Vec<IpAddr>),
+    /// The name is an alias of this one, in wire format.
+    Alias(Box<[u8]>),
+}
+
+/// One rule.
+#[derive(Debug)]
+pub struct Route {
+    /// Its number, which stays the same while a rule for the same zone and views asks the same servers.
+    pub id: u32,
+    /// The zone, in wire format.
+    pub zone: Box<[u8]>,
+    /// The views that it is for; bit = view number.
+    pub views: u64,
+    /// What it does.
+    pub action: Action,
+    /// Questions are asked in random case, which the answer must have too.
+    pub mixed_case: bool,
+}
+
+impl Route {
+    /// Servers to ask; none when the rule does something else.
+    pub fn servers(&self) -> &[Arc<Server>] {
+        match &self.action {
+            Action::Forward(servers) => servers,
+            _ => &[],
+        }
+    }
+
+    /// Whether what one has learnt holds for the other: they have a server in common.
+    fn agrees(&self, other: &Self) -> bool {
+        self.servers().iter().any(|here| other.servers().iter().any(|there| there.upstream() == here.upstream()))
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        let all = |route: &Self| route.servers().iter().map(|server| server.upstream().clone()).collect::<Vec<_>>();
+        self.zone == other.zone && self.views == other.views && !self.servers().is_empty() && all(self) == all(other)
+    }
+}
 
 /// The rules, by zone.
 #[derive(Debug, Default)]
 pub struct Rules {
-    zones: HashMap<Box<[u8]>, Arc<[Arc<Server>]>>,
+    /// For each zone the rules for some views first, then the one for all.
+    zones: HashMap<Box<[u8]>, Vec<Arc<Route>>>,
+    by_id: HashMap<u32, Arc<Route>>,
+    /// The views that some rule names.
+    named: u64,
+    next: u32,
     servers: Vec<Arc<Server>>,
     trust: Trust,
 }
@@ -24,22 +78,25 @@ impl Rules {
     /// are, with their health and their sessions.
     ///
     /// # Errors
-    /// Names that are none, two rules for one zone, the gateway as its own server, TLS without what it needs.
+    /// Names that are none, two rules for one zone and view, the gateway as its own server, TLS without what it needs.
     pub fn new(
         rules: &[ForwardRule],
         trust: Trust,
         listen: &[SocketAddr],
         before: Option<&Self>,
     ) -> Result<Self, DnsError> {
-        let mut all = Self::default();
+        let mut all = Self { next: before.map_or(1, |before| before.next), ..Self::default() };
         let mut known: HashMap<&Upstream, Arc<Server>> = HashMap::new();
         let kept = |to: &Upstream| {
             let before = before.filter(|before| to.tls.is_none() || before.trust == trust)?;
             before.servers.iter().find(|server| server.upstream() == to).cloned()
         };
         for (index, rule) in rules.iter().enumerate() {
-            let zone = name::from_text(&rule.zone)
-                .ok_or_else(|| DnsError::Name { key: format!("dns.forward[{index}].zone"), name: rule.zone.clone() })?;
+            let bad = |key: &str, name: &str| DnsError::Name {
+                key: format!("dns.forward[{index}].{key}"),
+                name: name.to_owned(),
+            };
+            let zone = name::from_text(&rule.zone).ok_or_else(|| bad("zone", &rule.zone))?;
             if let Some(server) = rule.to.iter().find(|server| is_own(server.addr, listen)) {
                 return Err(DnsError::Loop { index, server: server.clone() });
             }
@@ -52,8 +109,18 @@ impl Rules {
                 }
                 servers.push(Arc::clone(&known[to]));
             }
-            let servers = servers.into();
-            if all.zones.insert(zone, servers).is_some() {
+            let action = match &rule.redirect[..] {
+                [] if servers.is_empty() => Action::Refuse,
+                [] => Action::Forward(servers.into()),
+                [Target::Name(target), ..] => {
+                    Action::Alias(name::from_text(target).ok_or_else(|| bad("redirect", target))?)
+                }
+                targets => Action::Addresses(targets.iter().filter_map(Target::address).collect()),
+            };
+            let mut route = Route { id: 0, zone, views: rule.views, action, mixed_case: rule.mixed_case };
+            let same = before.and_then(|before| before.zones.get(&route.zone)?.iter().find(|old| old.is_same(&route)));
+            route.id = same.map_or_else(|| all.number(), |old| old.id);
+            if !all.add(route) {
                 return Err(DnsError::DuplicateZone { index, zone: rule.zone.clone() });
             }
         }
@@ -61,32 +128,69 @@ impl Rules {
         Ok(all)
     }
 
-    /// Whether what was learnt about a name under these rules holds under others: it is refused by both, or they have a server in
-    /// common.
-    pub fn agree(&self, other: &Self, name: &[u8]) -> bool {
-        match (self.servers_for(name), other.servers_for(name)) {
-            (Some(here), Some(there)) => {
-                here.iter().any(|server| there.iter().any(|other| other.upstream() == server.upstream()))
-            }
-            (None, None) => true,
-            _ => false,
+    fn number(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Says whether there was room: no other rule for the same zone and view.
+    fn add(&mut self, route: Route) -> bool {
+        let route = Arc::new(route);
+        let routes = self.zones.entry(route.zone.clone()).or_default();
+        let general = route.views == ALL_VIEWS;
+        if routes.iter().any(|other| (other.views == ALL_VIEWS) == general && other.views & route.views != 0) {
+            return false;
         }
+        self.by_id.insert(route.id, Arc::clone(&route));
+        if general {
+            routes.push(route);
+        } else {
+            self.named |= route.views;
+            routes.insert(0, route);
+        }
+        true
     }
 
-    /// The servers for a name; `None` (or none in it): refused.
-    pub fn servers_for(&self, name: &[u8]) -> Option<&Arc<[Arc<Server>]>> {
-        name::upwards(name).find_map(|zone| self.zones.get(zone)).filter(|servers| !servers.is_empty())
+    /// The rule for a name that a client of that view asks for; `None`: no rule lets it out.
+    pub fn route(&self, name: &[u8], view: u8) -> Option<&Arc<Route>> {
+        let sees = |route: &&Arc<Route>| route.views.checked_shr(view.into()).unwrap_or(0) & 1 != 0;
+        name::upwards(name).find_map(|zone| self.zones.get(zone)?.iter().find(sees))
     }
 
-    /// The zone of the rule for a name.
-    pub fn zone_of<'a>(&self, name: &'a [u8]) -> Option<&'a [u8]> {
-        name::upwards(name).find(|zone| self.zones.contains_key(*zone))
+    /// The rule of that number.
+    pub fn by_id(&self, id: u32) -> Option<&Arc<Route>> {
+        self.by_id.get(&id)
+    }
+
+    /// The views whose clients get the same for that name by that rule.
+    pub fn views_of(&self, name: &[u8], id: u32) -> u64 {
+        let by = |view: u8| self.route(name, view).is_some_and(|route| route.id == id);
+        representatives(self.named).filter(|(view, _)| by(*view)).fold(0, |views, (_, all)| views | all)
+    }
+
+    /// The number and the views under which something learnt is known by other rules: those who got it still ask one of the servers
+    /// that it may be from. `None`: it is to be forgotten.
+    pub fn carried(&self, after: &Self, name: &[u8], id: u32) -> Option<(u32, u64)> {
+        let before = self.by_id(id)?;
+        let views = self.views_of(name, id);
+        let mut routes = representatives(self.named | after.named)
+            .filter(|(view, _)| views >> view & 1 != 0)
+            .map(|(view, _)| after.route(name, view));
+        let first = routes.next()??;
+        let stays = first.agrees(before) && routes.all(|route| route.is_some_and(|route| route.id == first.id));
+        stays.then(|| (first.id, after.views_of(name, first.id)))
     }
 
     /// Every server, in the order of the config.
     pub fn servers(&self) -> &[Arc<Server>] {
         &self.servers
     }
+}
+
+/// Each view that some rule names, and one for all others, with the views that it stands for.
+fn representatives(named: u64) -> impl Iterator<Item = (u8, u64)> {
+    let other = (!named != 0).then(|| ((!named).trailing_zeros() as u8, !named));
+    (0..64).filter(move |view| named >> view & 1 != 0).map(|view| (view, 1 << view)).chain(other)
 }
 
 /// Whether a question to that address would come back: it is listened on, by itself or as one of all addresses.
@@ -111,14 +215,14 @@ mod tests {
         ForwardRule {
             zone: zone.to_owned(),
             to: to.iter().map(|a| a.parse::<SocketAddr>().expect("address").into()).collect(),
+            ..ForwardRule::default()
         }
     }
 
     fn addresses(rules: &Rules, name: &str) -> Vec<String> {
         let name = name::from_text(name).expect("name");
-        rules
-            .servers_for(&name)
-            .map_or_else(Vec::new, |servers| servers.iter().map(|s| s.upstream().to_string()).collect())
+        let route = rules.route(&name, 0);
+        route.map_or_else(Vec::new, |route| route.servers().iter().map(|s| s.upstream().to_string()).collect())
     }
 
     #[test]
@@ -158,5 +262,45 @@ mod tests {
         let elsewhere = [rule(".", &["192.0.2.1:53"])];
         let everywhere = ["0.0.0.0:53".parse().expect("address")];
         assert!(Rules::new(&elsewhere, Trust::default(), &everywhere, None).is_ok());
+    }
+
+    #[test]
+    fn a_rule_for_some_views_goes_before_the_one_for_all_and_a_longer_zone_before_both() {
+        let of = |zone, to: &[&str], views| ForwardRule { views, ..rule(zone, to) };
+        let all = ALL_VIEWS;
+        let rules = [
+            of(".", &["192.0.2.1:53"], all),
+            of("example.org", &["192.0.2.2:53"], all),
+            of("example.org", &[], 0b10),
+            of("www.example.org", &["192.0.2.3:53"], 0b100),
+        ];
+        let new = |rules: &[ForwardRule], before| Rules::new(rules, Trust::default(), &[], before).expect("rules");
+        let before = new(&rules, None);
+        let name = |text| name::from_text(text).expect("name");
+        let www = name("www.example.org");
+        let route = |rules: &Rules, view| rules.route(&www, view).map(|route| route.id).expect("a route");
+        let servers = |view| {
+            let route = before.route(&www, view).expect("a route");
+            route.servers().iter().map(|server| server.upstream().addr.ip().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (servers(0), servers(2), servers(63)),
+            (vec!["192.0.2.2".into()], vec!["192.0.2.3".into()], servers(0))
+        );
+        assert!(servers(1).is_empty() && matches!(before.route(&www, 1).expect("route").action, Action::Refuse));
+        assert_eq!(before.views_of(&www, route(&before, 0)), !0b110);
+        assert_eq!(before.views_of(&www, route(&before, 2)), 0b100);
+        assert_eq!(before.views_of(&name("org"), route(&before, 0)), 0);
+
+        // The rule for view 1 goes: what the others learnt is theirs too. The one of view 2 asks somebody else: it is forgotten.
+        let mut changed = vec![rules[0].clone(), rules[1].clone(), of("www.example.org", &["192.0.2.4:53"], 0b100)];
+        let after = new(&changed, Some(&before));
+        assert_eq!(before.carried(&after, &www, route(&before, 0)), Some((route(&before, 0), !0b100)));
+        assert_eq!(before.carried(&after, &www, route(&before, 2)), None);
+        // A rule for one more view takes it away from those that had it in common.
+        changed.push(of("www.example.org", &["192.0.2.2:53"], 0b1));
+        let split = new(&changed, Some(&after));
+        assert_eq!(after.carried(&split, &www, route(&after, 1)), None);
+        assert!(Rules::new(&[of("a", &[], 0b11), of("a", &[], 0b10)], Trust::default(), &[], None).is_err());
     }
 }

@@ -47,6 +47,8 @@ labels! {
         Upstream = "upstream",
         /// The cache, past its time, because no server answered.
         Stale = "stale",
+        /// A zone rule that redirects.
+        Rule = "rule",
         /// The forwarder itself: refusals, errors.
         Local = "local",
     }
@@ -127,7 +129,7 @@ impl Stats {
 pub struct Counters {
     /// Queries by transport: `udp`, `tcp`.
     pub queries: BTreeMap<&'static str, u64>,
-    /// Answers by where they came from: `zone`, `cache`, `upstream`, `stale`, `local`.
+    /// Answers by where they came from: `zone`, `cache`, `upstream`, `stale`, `rule`, `local`.
     pub answers: BTreeMap<&'static str, u64>,
     /// Queries dropped: `stranger`, `not_a_query`, `overload`.
     pub dropped: BTreeMap<&'static str, u64>,
@@ -198,6 +200,8 @@ pub struct Snapshot {
     pub zones: Vec<ZoneInfo>,
     /// Learnt answers held.
     pub cached: usize,
+    /// Bytes of memory that they take.
+    pub cached_bytes: usize,
     /// Learnt answers, sorted by name and type; as many as were asked for.
     pub cache: Vec<CachedInfo>,
     /// Servers of the zone rules.

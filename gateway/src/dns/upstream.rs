@@ -22,7 +22,7 @@ use hickory_proto::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::clock;
+use super::{clock, rules::Route};
 use message::Opt;
 use tls::{Channel, Trust, TrustError};
 
@@ -60,8 +60,10 @@ const TLS_PATIENCE: Duration = Duration::from_millis(2000);
 const PATIENCE: Duration = Duration::from_millis(4500);
 /// A question is asked at least this often before it fails for want of an answer: datagrams get lost.
 const ATTEMPTS: usize = 3;
-/// For so long after a failure a server is asked only when the others failed too.
-const SHUNNED_NS: u64 = 10_000_000_000;
+/// A server that failed is tried again after a second, then after twice that, at last every minute. Until it answers, clients are
+/// asked to wait for it only when the others failed too.
+const BACK_OFF: u64 = clock::seconds(1);
+const LONGEST_BACK_OFF: u64 = clock::seconds(60);
 
 /// What is asked: the question and the bits of the query that change its answer. Class IN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,8 +72,10 @@ pub struct Ask {
     pub name: Box<[u8]>,
     /// Query type.
     pub qtype: u16,
-    /// [`dns_key`] bits: DO and CD.
+    /// [`dns_key`](gateway_common::maps::dns_key) bits: DO and CD.
     pub flags: u8,
+    /// Number of the rule by which it is asked: clients of other views may be told otherwise.
+    pub via: u32,
 }
 
 /// Why a server gave no answer.
@@ -111,7 +115,8 @@ pub struct Server {
     queries: AtomicU64,
     failures: AtomicU64,
     consecutive: AtomicU32,
-    failed_at: AtomicU64,
+    /// When it is to be tried again.
+    try_at: AtomicU64,
     rtt_us: AtomicU64,
 }
 
@@ -150,7 +155,7 @@ impl Server {
             queries: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
-            failed_at: AtomicU64::new(0),
+            try_at: AtomicU64::new(0),
             rtt_us: AtomicU64::new(0),
         })
     }
@@ -164,7 +169,7 @@ impl Server {
     pub fn info(&self) -> ServerInfo {
         ServerInfo {
             address: self.upstream.to_string(),
-            healthy: self.consecutive.load(Ordering::Relaxed) == 0,
+            healthy: self.is_well(),
             queries: self.queries.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
             rtt_us: self.rtt_us.load(Ordering::Relaxed),
@@ -173,9 +178,21 @@ impl Server {
         }
     }
 
-    fn shunned(&self, now: u64) -> bool {
-        self.consecutive.load(Ordering::Relaxed) > 0
-            && now.saturating_sub(self.failed_at.load(Ordering::Relaxed)) < SHUNNED_NS
+    fn is_well(&self) -> bool {
+        self.consecutive.load(Ordering::Relaxed) == 0
+    }
+
+    fn back_off(&self) -> u64 {
+        let doublings = self.consecutive.load(Ordering::Relaxed).saturating_sub(1).min(10);
+        (BACK_OFF << doublings).min(LONGEST_BACK_OFF)
+    }
+
+    /// Whether it is time to see how a server is that failed; says so once.
+    fn is_due(&self, now: u64) -> bool {
+        let at = self.try_at.load(Ordering::Relaxed);
+        !self.is_well()
+            && now >= at
+            && self.try_at.compare_exchange(at, now + self.back_off(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn succeeded(&self, began: Instant) {
@@ -189,22 +206,22 @@ impl Server {
 
     fn failed(&self, error: &ExchangeError) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        self.failed_at.store(clock::now(), Ordering::Relaxed);
         let error = error.to_string();
         if self.consecutive.fetch_add(1, Ordering::Relaxed) == 0 {
-            tracing::warn!(%error, "a DNS server failed: it is asked last for a while");
+            tracing::warn!(%error, "a DNS server failed: it is asked last until it answers");
         }
+        self.try_at.store(clock::now() + self.back_off(), Ordering::Relaxed);
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
     /// One question to this server: a usable answer, or why there is none.
-    async fn ask(&self, ask: &Ask, deadline: Instant) -> Result<Message, ExchangeError> {
+    async fn ask(&self, ask: &Ask, mixed_case: bool, deadline: Instant) -> Result<Message, ExchangeError> {
         self.queries.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let result = match self.exchange(ask, true, deadline).await {
+        let result = match self.exchange(ask, true, mixed_case, deadline).await {
             // A server from before EDNS (RFC 6891 section 7).
             Ok(answer) if answer.metadata.response_code == ResponseCode::FormErr && answer.edns.is_none() => {
-                self.exchange(ask, false, deadline).await
+                self.exchange(ask, false, mixed_case, deadline).await
             }
             other => other,
         };
@@ -219,13 +236,16 @@ impl Server {
         result
     }
 
-    async fn exchange(&self, ask: &Ask, edns: bool, end: Instant) -> Result<Message, ExchangeError> {
+    async fn exchange(&self, ask: &Ask, edns: bool, mixed_case: bool, end: Instant) -> Result<Message, ExchangeError> {
         match &self.channel {
             Some(channel) => {
                 let opt = if edns { Opt::Padded } else { Opt::Absent };
                 channel.ask(&self.upstream, ask, opt, end.min(Instant::now() + TLS_PATIENCE)).await
             }
-            None => plain::exchange(&self.upstream, ask, if edns { Opt::Plain } else { Opt::Absent }, end).await,
+            None => {
+                let opt = if edns { Opt::Plain } else { Opt::Absent };
+                plain::exchange(&self.upstream, ask, opt, mixed_case, end).await
+            }
         }
     }
 }
@@ -241,16 +261,18 @@ fn extended_error(message: &Message) -> Option<u16> {
     })
 }
 
-/// Asks the servers in turn, those that failed lately last, until one gives a usable answer: NOERROR or NXDOMAIN.
-/// Servers that did not answer are asked again; those that said no are not.
+/// Asks the servers of a rule in turn, those that failed and have not answered since last, until one gives a usable answer: NOERROR or
+/// NXDOMAIN. Servers that did not answer are asked again; those that said no are not.
 ///
 /// # Errors
 /// What the last server did, when none gave an answer within `patience` or the resolver's own limit.
-pub async fn ask(servers: &[Arc<Server>], ask: &Ask, patience: Option<Duration>) -> Result<Message, ExchangeError> {
+pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result<Message, ExchangeError> {
     let end = Instant::now() + patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
-    let now = clock::now();
-    let mut order: Vec<&Arc<Server>> = servers.iter().collect();
-    order.sort_by_key(|server| server.shunned(now));
+    let mut order: Vec<&Arc<Server>> = route.servers().iter().collect();
+    order.sort_by_key(|server| !server.is_well());
+    if order.first().is_some_and(|server| server.is_well()) {
+        try_again(&order, route, ask);
+    }
     let mut last = ExchangeError::Nobody;
     let mut attempts = 0;
     while !order.is_empty() && attempts < ATTEMPTS {
@@ -260,7 +282,7 @@ pub async fn ask(servers: &[Arc<Server>], ask: &Ask, patience: Option<Duration>)
                 return Err(last);
             }
             attempts += 1;
-            match server.ask(ask, end).await {
+            match server.ask(ask, route.mixed_case, end).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     if matches!(error, ExchangeError::Timeout(_)) {
@@ -273,4 +295,14 @@ pub async fn ask(servers: &[Arc<Server>], ask: &Ask, patience: Option<Duration>)
         order = silent;
     }
     Err(last)
+}
+
+/// Asks servers that failed and are due the same question, while the client has its answer from another: how they are is found out
+/// at nobody's cost.
+fn try_again(servers: &[&Arc<Server>], route: &Route, ask: &Ask) {
+    let now = clock::now();
+    for server in servers.iter().filter(|server| server.is_due(now)) {
+        let (server, ask, mixed_case) = (Arc::clone(server), ask.clone(), route.mixed_case);
+        tokio::spawn(async move { server.ask(&ask, mixed_case, Instant::now() + PATIENCE).await.ok() });
+    }
 }

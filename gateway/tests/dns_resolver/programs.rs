@@ -31,7 +31,7 @@ pub struct Unbound {
 }
 
 impl Unbound {
-    async fn start() -> Option<Self> {
+    pub async fn start() -> Option<Self> {
         let addr = {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
             socket.local_addr().expect("address")
@@ -75,12 +75,32 @@ impl Unbound {
         }
         panic!("unbound does not answer on {addr}");
     }
+
+    /// It is there and says nothing.
+    pub fn stop(&self) {
+        self.signal(nix::sys::signal::Signal::SIGSTOP);
+    }
+
+    /// It says again what it is asked.
+    pub fn go_on(&self) {
+        self.signal(nix::sys::signal::Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).expect("a process number"));
+        nix::sys::signal::kill(pid, signal).expect("its own child");
+    }
+
+    /// It is gone.
+    pub fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Drop for Unbound {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

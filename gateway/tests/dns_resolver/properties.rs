@@ -52,8 +52,15 @@ fn zone() -> (zone::Zone, Arc<Recorder>, Arc<Publisher>, Arc<Stats>) {
     let stats = Arc::new(Stats::default());
     let store: SharedStore = Arc::<Recorder>::clone(&kernel);
     let publisher = Arc::new(Publisher::new(store, Arc::clone(&stats)));
-    let config =
-        ZoneConfig { domain: "cluster.local", ttl: 30, negative_ttl: 30, serial: 1, fixed: Vec::new(), pods: false };
+    let config = ZoneConfig {
+        domain: "cluster.local",
+        ttl: 30,
+        negative_ttl: 30,
+        serial: 1,
+        fixed: Vec::new(),
+        pods: false,
+        local: false,
+    };
     let zone = zone::Zone::new(&config, Arc::clone(&publisher)).expect("a zone");
     zone.synced();
     (zone, kernel, publisher, stats)
@@ -132,7 +139,7 @@ proptest! {
 
     #[test]
     fn no_server_message_breaks_the_cache(at in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..8), cut in any::<u16>()) {
-        let ask = Ask { name: b"\x03www\x07example\x03org\x00"[..].into(), qtype: 1, flags: 0 };
+        let ask = Ask { name: b"\x03www\x07example\x03org\x00"[..].into(), qtype: 1, flags: 0, via: 0 };
         let question = Message::from_vec(&query("www.example.org", RecordType::A)).expect("query");
         for mut bytes in [fake::answer(&question, 300), fake::nxdomain(&question, 300, 20)] {
             for (at, byte) in &at {

@@ -42,14 +42,21 @@ pub fn config() -> DnsConfig {
     DnsConfig {
         listen: vec!["127.0.0.1:0".parse().expect("address")],
         views: vec![view(DEVELOPER), view(GUEST)],
-        cache: CacheConfig { entries: 1000, max_ttl: 3600, negative_ttl: 60, stale: 3600, failure_ttl: 1 },
+        cache: CacheConfig {
+            entries: 1000,
+            memory: 1 << 24,
+            max_ttl: 3600,
+            negative_ttl: 60,
+            stale: 3600,
+            failure_ttl: 1,
+        },
         limits: Limits { tcp_idle: Duration::from_millis(700), ..Limits::default() },
         ..DnsConfig::default()
     }
 }
 
 pub fn forward(zone: &str, to: &[SocketAddr]) -> ForwardRule {
-    ForwardRule { zone: zone.to_owned(), to: to.iter().map(|addr| (*addr).into()).collect() }
+    ForwardRule { zone: zone.to_owned(), to: to.iter().map(|addr| (*addr).into()).collect(), ..ForwardRule::default() }
 }
 
 impl Lab {

@@ -66,7 +66,7 @@ fn over_tls(addr: SocketAddr, name: &str) -> Upstream {
 }
 
 fn config_for(to: Vec<Upstream>, ca: Option<&Path>) -> DnsConfig {
-    let forward = vec![ForwardRule { zone: ".".to_owned(), to }];
+    let forward = vec![ForwardRule { to, ..ForwardRule::default() }];
     DnsConfig { forward, ca_file: ca.map(Path::to_owned), ..config() }
 }
 

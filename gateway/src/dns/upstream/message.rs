@@ -42,6 +42,18 @@ pub(super) fn encode(id: u16, ask: &Ask, opt: Opt) -> Vec<u8> {
     query
 }
 
+/// Puts the name of a query into random case; returns the question as it is then.
+pub(super) fn mix_case(query: &mut [u8], name: usize) -> Vec<u8> {
+    let question = query.get_mut(12..12 + name + 4).unwrap_or_default();
+    // Length bytes are below the letters.
+    for byte in question.iter_mut().take(name).filter(|byte| byte.is_ascii_alphabetic()) {
+        if rand::random() {
+            *byte ^= 0x20;
+        }
+    }
+    question.to_vec()
+}
+
 /// The option that fills a message of `len` bytes up to a whole block.
 fn padding(len: usize) -> Vec<u8> {
     let room = (len + 4).next_multiple_of(BLOCK) - len - 4;
@@ -89,7 +101,7 @@ mod tests {
     fn an_encrypted_question_tells_nothing_by_its_length() {
         for labels in [1, 5, 20] {
             let name = crate::dns::name::from_text(&vec!["label"; labels].join(".")).expect("name");
-            let ask = Ask { name, qtype: 1, flags: dns_key::DO };
+            let ask = Ask { name, qtype: 1, flags: dns_key::DO, via: 0 };
             let query = encode(7, &ask, Opt::Padded);
             assert_eq!(query.len() % BLOCK, 0, "{labels} labels: {} bytes", query.len());
             let message = Message::from_vec(&query).expect("a readable query");

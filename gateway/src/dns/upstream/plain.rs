@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
+use gateway_common::dns::wire::HEADER;
 use hickory_proto::op::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,20 +15,29 @@ use tokio::{
 
 use super::{
     Ask, ExchangeError, TCP_PATIENCE, UDP_PATIENCE, Upstream,
-    message::{Opt, encode, match_answer},
+    message::{Opt, encode, match_answer, mix_case},
 };
 
+/// Largest answer over UDP; the question allows less.
+const LARGEST: usize = 4096;
+
 /// One question and its answer.
-pub(super) async fn exchange(server: &Upstream, ask: &Ask, opt: Opt, end: Instant) -> Result<Message, ExchangeError> {
+pub(super) async fn exchange(
+    server: &Upstream,
+    ask: &Ask,
+    opt: Opt,
+    mixed_case: bool,
+    end: Instant,
+) -> Result<Message, ExchangeError> {
     let network = |error: io::Error| ExchangeError::Network(server.clone(), error.to_string());
     let id = rand::random();
     let query = encode(id, ask, opt);
     let deadline = end.min(Instant::now() + UDP_PATIENCE);
-    let answer = match timeout_at(deadline, over_udp(server.addr, id, ask, &query)).await {
+    let answer = match timeout_at(deadline, over_udp(server.addr, id, ask, &query, mixed_case)).await {
         Ok(answer) => answer.map_err(network)?,
         Err(_) => return Err(ExchangeError::Timeout(server.clone())),
     };
-    if !answer.metadata.truncation {
+    if let Some(answer) = answer.filter(|answer| !answer.metadata.truncation) {
         return Ok(answer);
     }
     let deadline = end.max(Instant::now() + UDP_PATIENCE).min(Instant::now() + TCP_PATIENCE);
@@ -38,20 +48,39 @@ pub(super) async fn exchange(server: &Upstream, ask: &Ask, opt: Opt, end: Instan
     }
 }
 
-/// A socket of its own for each question: the port is as unpredictable as the ID, and only the server can be heard.
-async fn over_udp(server: SocketAddr, id: u16, ask: &Ask, query: &[u8]) -> io::Result<Message> {
+/// A socket of its own for each question: the port is as unpredictable as the ID, and only the server can be heard. `None`: the answer
+/// has not the question's case, so that it is a guess, or from a server that does not keep it: TCP tells.
+async fn over_udp(
+    server: SocketAddr,
+    id: u16,
+    ask: &Ask,
+    query: &[u8],
+    mixed_case: bool,
+) -> io::Result<Option<Message>> {
     let any: IpAddr = match server {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
-    socket.send(query).await?;
-    let mut buffer = vec![0; 4096];
+    let mut query = query.to_vec();
+    let question = mixed_case.then(|| mix_case(&mut query, ask.name.len()));
+    socket.send(&query).await?;
+    let mut buffer = vec![0; LARGEST];
     loop {
         let len = socket.recv(&mut buffer).await?;
-        if let Some(answer) = match_answer(id, ask, &buffer[..len]) {
-            return Ok(answer);
+        let answer = &mut buffer[..len];
+        if match_answer(id, ask, answer).is_none() {
+            continue;
+        }
+        let Some(question) = &question else { return Ok(match_answer(id, ask, answer)) };
+        match answer.get_mut(HEADER..HEADER + question.len()) {
+            Some(echoed) if echoed == &question[..] => {
+                // Names that the answer only points to are in the question's case.
+                echoed[..ask.name.len()].copy_from_slice(&ask.name);
+                return Ok(match_answer(id, ask, answer));
+            }
+            _ => return Ok(None),
         }
     }
 }

@@ -128,11 +128,33 @@ impl Answers {
         Ok(wanted)
     }
 
-    /// One address that no record holds: a pod's, read out of its name.
-    pub fn address(&self, name: &[u8], addr: IpAddr) -> Option<Answer> {
-        let data = RecordData::Address(addr);
+    /// Addresses of one family that no record of the zone holds.
+    pub fn addresses(&self, name: &[u8], all: impl Iterator<Item = IpAddr>) -> Option<Answer> {
         let mut builder = EntryBuilder::zone(name, ALL_VIEWS).ok()?;
-        builder.answer(Record::new(name, rtype(&data)?, self.ttl, &rdata(&data)?)).ok()?;
+        for addr in all {
+            let data = RecordData::Address(addr);
+            builder.answer(Record::new(name, rtype(&data)?, self.ttl, &rdata(&data)?)).ok()?;
+        }
+        builder.build().ok()
+    }
+
+    /// An alias that no record of the zone holds.
+    pub fn cname(&self, name: &[u8], target: &[u8]) -> Rr {
+        let (owner, rdata) = (name.to_vec(), target.to_vec());
+        Rr { owner, rtype: wire::CNAME, class: wire::IN, ttl: self.ttl, rdata }
+    }
+
+    /// That alias as an answer.
+    pub fn alias(&self, name: &[u8], target: &[u8]) -> Option<Answer> {
+        let mut builder = EntryBuilder::zone(name, ALL_VIEWS).ok()?;
+        builder.answer(self.cname(name, target).as_record()).ok()?;
+        builder.build().ok()
+    }
+
+    /// An SOA for another apex.
+    pub fn soa_of(&self, apex: &[u8]) -> Option<Answer> {
+        let mut builder = EntryBuilder::zone(apex, ALL_VIEWS).ok()?;
+        builder.answer(Record::new(apex, wire::SOA, self.soa_ttl, &self.soa)).ok()?;
         builder.build().ok()
     }
 

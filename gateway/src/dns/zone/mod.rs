@@ -6,6 +6,7 @@
 
 mod answers;
 mod pods;
+mod redirect;
 mod reverse;
 mod tree;
 
@@ -88,6 +89,8 @@ struct Inner {
     domain: Arc<maps::Zone>,
     /// `pod` and the cluster's domain, when names of pods are answered.
     pods: Option<Box<[u8]>>,
+    /// `local` is answered as a zone's apex.
+    local: bool,
 }
 
 /// A slot of the zone tables; all zero when there is no zone in it.
@@ -119,6 +122,8 @@ pub struct ZoneConfig<'a> {
     pub fixed: Vec<Record>,
     /// Names of pods are answered from the name alone, where their namespace exists.
     pub pods: bool,
+    /// The SOA of `local` is answered.
+    pub local: bool,
 }
 
 impl Zone {
@@ -159,6 +164,7 @@ impl Zone {
             slots,
             domain: Arc::new(zone),
             pods,
+            local: config.local,
         };
         let zone = Self { publisher, inner: RwLock::new(inner) };
         zone.change(None, config.fixed.iter().cloned().collect());
@@ -284,7 +290,7 @@ impl Zone {
             Outcome::Answer(answer, _) => Found::Answer(answer),
             Outcome::NoData(zone) => Found::Negative(zone, wire::NOERROR),
             Outcome::NxDomain(zone) => Found::Negative(zone, wire::NXDOMAIN),
-            Outcome::Miss | Outcome::Expired if !inside => Found::Elsewhere,
+            Outcome::Miss | Outcome::Expired if !inside => inner.find_local(name, qtype, any),
             Outcome::Miss | Outcome::Expired => match node.and_then(|node| answers::alias(node, name, views)) {
                 Some(alias) => Found::Alias(alias),
                 None => inner.find_pod(name, qtype, views, any),
@@ -323,7 +329,7 @@ impl Inner {
         match pod.filter(|(_, namespace)| visible(namespace)) {
             Some(_) if any => found(self.answers.minimal_any(name)),
             Some((addr, _)) if qtype == if addr.is_ipv4() { wire::A } else { wire::AAAA } => {
-                found(self.answers.address(name, addr))
+                found(self.answers.addresses(name, std::iter::once(addr)))
             }
             Some(_) => negative(wire::NOERROR),
             None if !self.synced => Found::Unknown,
