@@ -33,6 +33,7 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("nc", "netcat-openbsd"),
     ("nmap", "nmap"),
     ("h2load", "nghttp2-client"),
+    ("nghttpd", "nghttp2-server"),
     ("wrk", "wrk"),
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
