@@ -35,6 +35,8 @@ pub struct GatewayConfig {
     pub uplinks: Vec<String>,
     /// Where names outside go; empty: refused.
     pub forward: Vec<String>,
+    /// Zones with servers of their own.
+    pub forward_zones: Vec<(String, String)>,
     /// `snat.addresses`.
     pub snat_addresses: Vec<Ipv4Addr>,
     /// `deny`.
@@ -56,6 +58,7 @@ impl Default for GatewayConfig {
             return_path: "snat".into(),
             uplinks: vec!["eth0".into()],
             forward: Vec::new(),
+            forward_zones: Vec::new(),
             snat_addresses: Vec::new(),
             deny: "reject".into(),
             strangers: "drop".into(),
@@ -105,9 +108,11 @@ impl GatewayConfig {
             let addresses: Vec<String> = self.snat_addresses.iter().map(ToString::to_string).collect();
             let _ = writeln!(out, "snat:\n  addresses: {}", list(&addresses));
         }
+        let zone = |(zone, server): &(String, String)| format!("    - {{ zone: {zone}, to: [\"{server}\"] }}\n");
+        let zones: String = self.forward_zones.iter().map(zone).collect();
         let _ = write!(
             out,
-            "dns:\n  forward:\n    - {{ zone: \".\", to: {} }}\ndatapath:\n  mode: {}\n{}",
+            "dns:\n  forward:\n    - {{ zone: \".\", to: {} }}\n{zones}datapath:\n  mode: {}\n{}",
             list(&self.forward),
             self.mode,
             self.extra

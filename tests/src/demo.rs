@@ -1,6 +1,8 @@
 //! The demonstration: a lab, a gateway in it, and what a client outside the cluster can do with real programs. Every step says what was typed and
 //! what came of it, and fails the whole when it was not what it must be.
 
+mod cluster;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,6 +19,7 @@ use nix::sys::{
 
 use crate::{
     Counters, Gateway, GatewayConfig, Lab, Service, Topology,
+    cluster::Cluster,
     names::with_resolver,
     testing::installed,
     topology::{GATEWAY, HTTP_PORT, Node, UPSTREAM},
@@ -37,11 +40,11 @@ const TOOLS: [(&str, &str); 7] = [
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// Runs the demonstration; without `once`, stays until Ctrl-C.
+/// Runs the demonstration; without `once`, stays until Ctrl-C. With `real`, the cluster is a real control plane.
 ///
 /// # Errors
 /// The step that did not give what it must.
-pub fn run(binary: Option<PathBuf>, once: bool) -> Result<()> {
+pub fn run(binary: Option<PathBuf>, once: bool, real: bool) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the lab needs root, for network namespaces: run it as root");
     let missing: Vec<&str> = TOOLS.iter().filter(|(tool, _)| !installed(tool)).map(|(_, package)| *package).collect();
     ensure!(missing.is_empty(), "missing programs: apt-get install {}", missing.join(" "));
@@ -54,10 +57,16 @@ pub fn run(binary: Option<PathBuf>, once: bool) -> Result<()> {
     let lab = Lab::build(Topology::demonstration())?;
     picture(&lab);
     let web = Service::of_pods("shop", "web", VIP, &lab.topology.pods);
-    lab.manifests.put(&web)?;
-    let config = GatewayConfig { binary: Some(binary), ..GatewayConfig::default().with_upstream() };
+    let mut config = GatewayConfig { binary: Some(binary), ..GatewayConfig::default().with_upstream() };
+    let cluster = match real {
+        true => Some(cluster::start(&lab, &mut config)?),
+        false => None,
+    };
+    if cluster.is_none() {
+        lab.manifests.put(&web)?;
+    }
     let gateway = lab.gateway(&config)?;
-    let mut show = Show { lab: &lab, gateway: &gateway, step: 0 };
+    let mut show = Show { lab: &lab, gateway: &gateway, cluster: cluster.as_ref(), step: 0 };
     show.all(&web)?;
     if once {
         println!("\nEverything gave what it must. The lab is being removed.");
@@ -70,7 +79,12 @@ pub fn run(binary: Option<PathBuf>, once: bool) -> Result<()> {
             "  ask the gateway:         nsenter --net={} gateway status",
             lab.node(Node::Gateway).path().display()
         );
-        println!("  change the cluster:      the manifests in {}", lab.manifests.dir.display());
+        match &cluster {
+            Some(cluster) => {
+                println!("  change the cluster:      sh {} kubectl get pods -A", cluster.script()?.display())
+            }
+            None => println!("  change the cluster:      the manifests in {}", lab.manifests.dir.display()),
+        }
         while !STOP.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -134,11 +148,15 @@ fn client_script(lab: &Lab) -> Result<String> {
 struct Show<'a> {
     lab: &'a Lab,
     gateway: &'a Gateway<'a>,
+    cluster: Option<&'a Cluster<'a>>,
     step: usize,
 }
 
 impl Show<'_> {
     fn all(&mut self, web: &Service) -> Result<()> {
+        if let Some(cluster) = self.cluster {
+            self.deploy(cluster)?;
+        }
         self.two_lines()?;
         self.name()?;
         self.search_list()?;
@@ -147,7 +165,13 @@ impl Show<'_> {
         self.refused()?;
         self.missing_name()?;
         self.outside()?;
-        self.scale(web)?;
+        match self.cluster {
+            Some(cluster) => {
+                self.coredns()?;
+                self.scale_deployment(cluster)?;
+            }
+            None => self.scale(web)?,
+        }
         self.tables()
     }
 

@@ -22,6 +22,9 @@ enum Command {
         /// End after the demonstration instead of waiting for Ctrl-C
         #[arg(long)]
         once: bool,
+        /// With a real API server, real controllers and CoreDNS behind the gateway
+        #[arg(long)]
+        cluster: bool,
     },
     /// Serve HTTP and echo, as the lab's pods do
     Serve {
@@ -51,7 +54,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo { gateway, once } => gateway_lab::demo::run(gateway, once),
+        Command::Demo { gateway, once, cluster } => gateway_lab::demo::run(gateway, once, cluster),
         Command::Serve { name, http, echo } => {
             if let Some(port) = http {
                 gateway_lab::servers::http(&name, port).with_context(|| format!("HTTP on port {port}"))?;

@@ -20,7 +20,6 @@ use gateway_lab::{
 
 /// A change is seen by a client outside within this, on a machine that is busy.
 const SOON: Duration = Duration::from_secs(20);
-const RBAC: &str = include_str!("../../deploy/rbac.yaml");
 
 /// This test's turn, when the cluster can be had here.
 fn turn() -> Option<Turn> {
@@ -40,7 +39,7 @@ fn lab() -> Lab {
 
 /// The gateway's own identity, with the rights of `deploy/rbac.yaml`.
 fn identity(cluster: &Cluster<'_>) -> PathBuf {
-    cluster.apply_yaml(RBAC).expect("deploy/rbac.yaml");
+    cluster.apply_yaml(cluster::RBAC).expect("deploy/rbac.yaml");
     cluster.account("gateway-system", "gateway").expect("the gateway's token")
 }
 

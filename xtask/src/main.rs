@@ -92,12 +92,7 @@ fn work(verb: Verb) -> Result<ExitCode> {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             exit_like(Command::new(root().join("target/debug/gateway")).args(args))
         }
-        Verb::Run { cluster: true, .. } => {
-            bail!(
-                "run --cluster is not built yet: the lab with a real API server comes with a later version; use `cargo xtask run`"
-            )
-        }
-        Verb::Run { once, .. } => {
+        Verb::Run { once, cluster: real, .. } => {
             toolchain::ensure_build()?;
             toolchain::ensure_lab_tools()?;
             build_debug(&["-p", "gateway", "-p", "gateway-lab"])?;
@@ -105,6 +100,9 @@ fn work(verb: Verb) -> Result<ExitCode> {
             demo.arg("demo").arg("--gateway").arg(root().join("target/debug/gateway"));
             if once {
                 demo.arg("--once");
+            }
+            if real {
+                demo.arg("--cluster").env("GATEWAY_LAB_CLUSTER", cluster::ensure()?);
             }
             exit_like(&mut demo)
         }

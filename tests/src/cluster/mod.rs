@@ -36,6 +36,8 @@ pub const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 10);
 pub const PORT: u16 = 6443;
 /// Where CoreDNS answers, on the node `worker2`, port 53.
 pub const COREDNS: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 102);
+/// The rights of the gateway's own service account, `gateway` in `gateway-system`.
+pub const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
 /// How long a part may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -245,7 +247,7 @@ impl<'lab> Cluster<'lab> {
     pub fn start_coredns(&self) -> Result<()> {
         let kubeconfig = self.kubeconfig("coredns", CONTROL, &self.by_certificate("admin"))?;
         let corefile = format!(
-            ".:53 {{\n    bind {COREDNS}\n    errors\n    ready {COREDNS}:8181\n    kubernetes cluster.local in-addr.arpa ip6.arpa {{\n        \
+            ".:53 {{\n    errors\n    ready {COREDNS}:8181\n    kubernetes cluster.local in-addr.arpa ip6.arpa {{\n        \
              kubeconfig {} lab\n        pods insecure\n        fallthrough in-addr.arpa ip6.arpa\n        ttl 30\n    }}\n    \
              hosts {{\n        192.0.2.99 only.corefile.test\n        fallthrough\n    }}\n    forward . {UPSTREAM}\n    loadbalance\n}}\n",
             kubeconfig.display()
@@ -340,6 +342,22 @@ impl<'lab> Cluster<'lab> {
             bail!("kubectl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A script that runs one of the parts, like `kubectl`, as administrator.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn script(&self) -> Result<PathBuf> {
+        let path = self.dir.join("cluster");
+        let text = format!(
+            "# The cluster's programs: kubectl ARGS\nKUBECONFIG={} exec nsenter --net={} {} \"$@\"\n",
+            self.admin().display(),
+            self.node().path().display(),
+            self.program.display()
+        );
+        fs::write(&path, text)?;
+        Ok(path)
     }
 
     fn kubectl_command(&self) -> Command {
