@@ -12,6 +12,7 @@ use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     dns::{
         build::{EntryBuilder, Record, Soa, key as answer_key, zone},
+        hash::Keys,
         name::to_wire,
         wire,
     },
@@ -174,7 +175,7 @@ fn queries(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     for (name, answer) in [(&name, &from_zone), (&learnt_name, &learnt)] {
         let key = answer_key(name, wire::A, 0).context("a name that the kernel does not hold")?;
         let (entry, _) = answer.to_kernel(0).context("an answer that the kernel does not hold")?;
-        answers.insert(Plain(key), Plain(entry), 0)?;
+        answers.insert(Plain(Keys::DEFAULT.hash(&key)), Plain(entry.of_key(&key)), 0)?;
     }
     let case = |title, text: &str, limit| -> Result<Case> {
         Ok(Case { name: title, frame: query(&to_wire(text)?), action: XDP_TX_LIKE, limit })

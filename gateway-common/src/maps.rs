@@ -16,7 +16,7 @@
 //! | `VLANS` | hash | [`VlanKey`] → [`Vlan`]: tagged frames that XDP on the lowest device takes for a VLAN device's |
 //! | `AFFINITY` | LRU hash | [`AffinityKey`] → [`Affinity`] |
 //! | `FRAGMENTS` | LRU hash | [`FragmentKey`] → [`Fragments`]: datagrams whose first fragment went through |
-//! | `ANSWERS` | hash, no prealloc | [`DnsKey`] → [`DnsEntry`] |
+//! | `ANSWERS` | hash, no prealloc | [`DnsHash`] of a [`DnsKey`] → [`DnsEntry`] |
 //! | `LARGE` | hash, no prealloc | [`DnsEntry::large`] → [`DnsLarge`] |
 //! | `ZONES` | array | 0.. → [`Zone`]; unused ones are all zero |
 //! | `RATES` | LRU hash | source address as 16 bytes → [`Bucket`] |
@@ -474,7 +474,7 @@ pub struct Bucket {
 
 // ---------------------------------------------------------------------------------------------- dns
 
-/// Key of `ANSWERS`. Aligned so that the name is folded a word at a time.
+/// What an answer is found by; `ANSWERS` has its hash as key and itself in the entry. Aligned so that the name is folded a word at a time.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DnsKey {
@@ -490,6 +490,22 @@ pub struct DnsKey {
     pub pad: u32,
 }
 
+impl DnsKey {
+    /// Everything but the name in one word.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        dns_key::tag(self.qtype, self.flags, self.len)
+    }
+}
+
+/// Key of `ANSWERS`: [`crate::dns::hash`] of a [`DnsKey`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct DnsHash {
+    /// Two independent hashes.
+    pub lanes: [u64; 2],
+}
+
 /// Values in [`DnsKey`].
 pub mod dns_key {
     /// Not a query type: the name exists (answers NODATA for types it does not have).
@@ -498,6 +514,11 @@ pub mod dns_key {
     pub const DO: u8 = 1;
     /// The query had CD set.
     pub const CD: u8 = 1 << 1;
+    /// [`super::DnsKey::tag`] of its parts.
+    #[inline(always)]
+    pub const fn tag(qtype: u16, flags: u8, len: u8) -> u32 {
+        qtype as u32 | (flags as u32) << 16 | (len as u32) << 24
+    }
 }
 
 /// One answer: everything between the question and OPT, ready to be copied behind any client's question.
@@ -539,11 +560,32 @@ pub struct DnsEntry {
     /// [`dns_entry`] bits.
     pub flags: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
+    /// [`DnsKey::tag`] of what it answers; written with the name by whoever puts the entry into the map.
+    pub tag: u32,
+    /// [`DnsKey::name`] of what it answers.
+    pub name: [u8; DNS_NAME],
     /// Body offsets of the TTL fields to age.
     pub ttls: [u16; DNS_MAX_TTLS],
     /// The body, when `large` is 0.
     pub body: [u8; DNS_INLINE_BODY],
+}
+
+impl DnsEntry {
+    /// The same, answering that key.
+    #[must_use]
+    pub const fn of_key(mut self, key: &DnsKey) -> Self {
+        self.tag = key.tag();
+        self.name = key.name;
+        self
+    }
+
+    /// [`Self::name`], a word at a time.
+    #[inline(always)]
+    pub fn name_words(&self) -> &[u64; DNS_NAME / 8] {
+        let words: &[u64; size_of::<Self>() / 8] = bytemuck::cast_ref(self);
+        words[core::mem::offset_of!(Self, name) / 8..].first_chunk().unwrap_or(&[0; DNS_NAME / 8])
+    }
 }
 
 /// Bits of [`DnsEntry::flags`].
@@ -582,6 +624,15 @@ pub struct Zone {
     pub soa: [u8; DNS_SOA],
 }
 
+impl Zone {
+    /// [`Self::name`], a word at a time.
+    #[inline(always)]
+    pub fn name_words(&self) -> &[u64; DNS_NAME / 8] {
+        let words: &[u64; size_of::<Self>() / 8] = bytemuck::cast_ref(self);
+        words.first_chunk().unwrap_or(&[0; DNS_NAME / 8])
+    }
+}
+
 sizes! {
     Config = 32 + 32 + 128 + 32 + 128 + 8 + 16,
     PrefixKey<[u8; 4]> = 8, PrefixKey<[u8; 16]> = 20,
@@ -592,5 +643,5 @@ sizes! {
     FlowKey<[u8; 4]> = 16, FlowKey<[u8; 16]> = 40,
     Flow<[u8; 4]> = 80, Flow<[u8; 16]> = 104,
     Bucket = 16,
-    DnsKey = 72, DnsEntry = 32 + 4 + 4 + 8 + 8 + 32 + 192, DnsLarge = 1216, Zone = 64 + 8 + 192,
+    DnsKey = 72, DnsHash = 16, DnsEntry = 32 + 8 + 8 + 16 + 64 + 32 + 192, DnsLarge = 1216, Zone = 64 + 8 + 192,
 }

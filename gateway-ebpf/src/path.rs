@@ -143,21 +143,12 @@ fn query<F: Frame>(frame: &mut F, config: &Config, packet: &Packet4) -> Option<V
     if !own && !services::visible(packet, view) {
         return None;
     }
-    let partial = frame.is_partial(packet);
-    if F::XDP && partial {
-        return Some(pass(Reason::PartialChecksum));
-    }
-    match dns::stage(frame, packet, view, partial) {
-        Outcome::Answered(reason) => {
-            count(reason);
-            Some(send::back(frame))
-        }
-        Outcome::Forwarder(reason) => {
-            count(reason);
-            if own { Some(Verdict::Pass) } else { None }
-        }
-        Outcome::NoRoom => Some(pass(Reason::NoRoom)),
-        Outcome::Lost(reason) => Some(discard(reason)),
+    match dns::stage(frame, packet.l3 as u32, view) {
+        Outcome::Answered => Some(send::back(frame)),
+        Outcome::Forwarder if own => Some(Verdict::Pass),
+        Outcome::Forwarder => None,
+        Outcome::Tc => Some(Verdict::Pass),
+        Outcome::Lost => Some(Verdict::Drop),
     }
 }
 

@@ -11,6 +11,7 @@
 //! What the parser does not fully understand is [`question::Unsupported`] for both: the kernel passes it on, the forwarder
 //! looks closer.
 
+pub mod hash;
 pub mod name;
 pub mod question;
 pub mod reply;

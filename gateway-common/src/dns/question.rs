@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{
+    hash::Keys,
     name::{FoldedName, fold_word},
     reply::{at_parity, fold_sum},
     wire,
@@ -73,6 +74,8 @@ pub struct Query {
     pub size: u16,
     /// Bytes of the name, root byte included.
     pub name_len: u16,
+    /// Bit n: a label, the root's included, begins at byte n of the name; of the first 64 bytes.
+    pub labels: u64,
     /// [`dns_key`] bits: DO and CD.
     pub bits: u8,
     /// The query has an OPT record.
@@ -139,7 +142,11 @@ pub fn parse<M: Message + ?Sized>(message: &M, len: usize) -> Result<Query, Unsu
     }
     let mut at = wire::HEADER;
     let mut ended = false;
+    let mut labels = 0u64;
     for _ in 0..=M::NAME / 2 {
+        if at < wire::HEADER + 64 {
+            labels |= 1 << ((at - wire::HEADER) & 63);
+        }
         let label = message.byte(at) as usize;
         if label == 0 {
             ended = true;
@@ -177,6 +184,7 @@ pub fn parse<M: Message + ?Sized>(message: &M, len: usize) -> Result<Query, Unsu
         qtype,
         size: 0,
         name_len: name_len as u16,
+        labels,
         bits: if flags & wire::CD != 0 { dns_key::CD } else { 0 },
         edns: false,
     };
@@ -263,28 +271,88 @@ impl Window {
         Some(window)
     }
 
-    /// Writes the folded name, type and flags into `key`, every byte of it. Returns the ones' complement sum of the
-    /// question as the client wrote it, as if it began at an even offset (it does).
+    /// Folds the query's name into `name` and hashes it. Returns the ones' complement sum of the question as the client wrote it,
+    /// as if it began at an even offset (it does), and the lanes of the hash.
     #[inline(always)]
-    pub fn key(&self, query: &Query, key: &mut DnsKey) -> u16 {
-        let len = query.name_len as usize;
-        let name: &mut [u64; NAME_WORDS + 1] = bytemuck::cast_mut(key);
-        let mut sum = 0u64;
-        for (i, folded) in name.iter_mut().take(NAME_WORDS).enumerate() {
-            let word = masked(self.words[NAME_WORD + i], len, i);
-            sum += (word >> 32) + (word & 0xFFFF_FFFF);
-            *folded = fold_word(word);
+    pub fn fold(&self, len: usize, qtype: u16, name: &mut Folded, keys: &Keys) -> (u16, [u64; 2]) {
+        let (mut sum, mut lanes) = (0u64, [0; 2]);
+        for i in 0..NAME_WORDS {
+            let mut folded = 0;
+            if 8 * i < len {
+                let word = masked(self.words[NAME_WORD + i], len, i);
+                sum += (word >> 32) + (word & 0xFFFF_FFFF);
+                folded = fold_word(word);
+                keys.add(&mut lanes, i, folded);
+            }
+            name.words[i] = folded;
         }
-        key.qtype = query.qtype;
-        key.flags = 0;
-        key.len = query.name_len as u8;
-        key.pad = 0;
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         // Summed in native words; the sum of big-endian ones is the same number with its bytes swapped.
         let name = u16::from_be(fold_sum(sum as u32)) as u32;
-        let tail = fold_sum(query.qtype as u32 + wire::IN as u32);
-        fold_sum(name + at_parity(tail, len) as u32)
+        let tail = fold_sum(qtype as u32 + wire::IN as u32);
+        (fold_sum(name + at_parity(tail, len) as u32), lanes)
+    }
+}
+
+/// A folded name in the kernel, zero behind its end; the second half is always zero, so that a word can be read anywhere.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Folded {
+    words: [u64; 2 * NAME_WORDS],
+}
+
+impl Folded {
+    /// An empty one.
+    pub const EMPTY: Self = Self { words: [0; 2 * NAME_WORDS] };
+
+    /// The eight bytes from `at` on, at most [`DNS_NAME`].
+    #[inline(always)]
+    const fn word_at(&self, at: usize) -> u64 {
+        let (i, shift) = (at / 8, at % 8 * 8);
+        let low = self.words[i & (2 * NAME_WORDS - 1)].to_le() >> shift;
+        // Two shifts, as one by 64 would be none.
+        let high = self.words[(i + 1) & (2 * NAME_WORDS - 1)].to_le() << 1 << (63 - shift);
+        u64::from_le(low | high)
+    }
+
+    /// Whether these are the first bytes of another name that is zero behind its end, and of as many bytes.
+    #[inline(always)]
+    pub const fn is(&self, len: usize, other: &[u64; NAME_WORDS]) -> bool {
+        let mut i = 0;
+        while i < NAME_WORDS && 8 * i < len {
+            if self.words[i] != other[i] {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+
+    /// Whether the query's name is in a zone, whose name has `zone_len` bytes.
+    #[inline(always)]
+    pub const fn is_below(&self, query: &Query, zone: &[u64; NAME_WORDS], zone_len: usize) -> bool {
+        let len = query.name_len as usize;
+        if zone_len > len || zone_len == 0 {
+            return false;
+        }
+        let at = (len - zone_len) & (DNS_NAME - 1);
+        if query.labels >> at & 1 == 0 {
+            return false;
+        }
+        let mut i = 0;
+        while i < NAME_WORDS && 8 * i < zone_len {
+            if self.word_at(at + 8 * i) != zone[i] {
+                return false;
+            }
+            i += 1;
+        }
+        true
+    }
+
+    /// The name's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::bytes_of(&self.words)[..DNS_NAME]
     }
 }
 

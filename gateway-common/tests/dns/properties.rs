@@ -3,7 +3,8 @@
 use gateway_common::dns::{
     build::{EntryBuilder, Record as Entry, is_wire_name},
     emit::{Request, Sending},
-    question::{Window, parse},
+    hash::Keys,
+    question::{Folded, Window, parse},
     wire,
 };
 use hickory_proto::{
@@ -90,9 +91,11 @@ proptest! {
         // What fits the kernel's window is read the same way there, and the key is the forwarder's.
         if let Some(window) = Window::of(&bytes) && request.name().len() <= 64 {
             prop_assert_eq!(parse(&window, bytes.len()), Ok(query));
-            let mut key = bytemuck::Zeroable::zeroed();
-            window.key(&query, &mut key);
-            prop_assert_eq!(key, gateway_common::dns::build::key(request.name(), query.qtype, 0).expect("a key"));
+            let key = gateway_common::dns::build::key(request.name(), query.qtype, query.bits).expect("a key");
+            let mut name = Folded::EMPTY;
+            let (_, lanes) = window.fold(usize::from(query.name_len), query.qtype, &mut name, &Keys::DEFAULT);
+            prop_assert_eq!(name.bytes(), &key.name[..]);
+            prop_assert_eq!(Keys::DEFAULT.finish(lanes, key.tag()), Keys::DEFAULT.hash(&key));
         }
     }
 

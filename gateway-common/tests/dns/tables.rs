@@ -4,8 +4,9 @@ use gateway_common::{
     dns::{
         build::{BuildError, EntryBuilder, Record, Soa, exists, exists_as_alias, sum_of, zone},
         emit::{Request, Sending, Ttls},
+        hash::Keys,
         name::{NameError, fold_word, is_below, to_text, to_wire},
-        question::{Unsupported, Window, parse},
+        question::{Folded, Unsupported, Window, parse},
         reply::fold_sum,
         resolve::Outcome,
         table::Table,
@@ -111,6 +112,12 @@ fn a_zone_holds_itself_and_what_is_below_it_at_a_label() {
     ] {
         let text_name = name(text);
         assert_eq!(is_below(&text_name[..], text_name.len(), &zone, wire_name.len()), inside, "{text}");
+        let message = query(text, wire::A);
+        let asked = parse(&message[..], message.len()).expect("a query");
+        let mut folded = Folded::EMPTY;
+        Window::of(&message).expect("short").fold(text_name.len(), wire::A, &mut folded, &Keys::DEFAULT);
+        let zone_words = &bytemuck::cast(zone);
+        assert_eq!(folded.is_below(&asked, zone_words, wire_name.len()), inside, "{text}, in the kernel");
     }
 }
 
@@ -271,8 +278,10 @@ fn the_planned_sum_is_the_sum_of_the_message_at_every_parity() {
             let request = Request::parse(&message).expect("a query");
             let emitted = request.emit(&answer, &Sending::udp(&request.query, 0, 0));
             let reply = gateway_common::dns::reply::Reply::of_entry(&request.query, answer.head(), 512);
-            let mut key = bytemuck::Zeroable::zeroed();
-            let question = Window::of(&message).expect("short").key(&request.query, &mut key);
+            let window = Window::of(&message).expect("short");
+            let (len, qtype) = (usize::from(request.query.name_len), request.query.qtype);
+            let mut folded = Folded::EMPTY;
+            let (question, _) = window.fold(len, qtype, &mut folded, &Keys::DEFAULT);
             let sum = fold_sum(reply.sum(&request.query, question, answer.head().sum));
             assert_eq!(sum % 0xFFFF, sum_of(&emitted) % 0xFFFF, "{text}");
         }

@@ -19,7 +19,7 @@ pub use file::{Cache, Deny, DnsLimits, Pods, ReturnPath, Strangers};
 
 use crate::{
     dns::{LogConfig, Target, Upstream},
-    kernel::{Mode, MssClamp, Timeouts},
+    kernel::{Mode, Timeouts},
     plan::VipKinds,
 };
 
@@ -132,8 +132,6 @@ pub struct Datapath {
     pub timeouts: Timeouts,
     /// Which addresses of a Service are VIPs beside its ClusterIPs.
     pub vips: VipKinds,
-    /// Largest TCP segment announced.
-    pub mss_clamp: MssClamp,
 }
 
 /// A config that was checked as a whole.

@@ -8,8 +8,9 @@ use std::{
 
 use aya::Ebpf;
 use gateway_common::{
+    dns::hash::Keys,
     limits::MAX_ZONES,
-    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+    maps::{DnsEntry, DnsHash, DnsKey, DnsLarge, Zone},
 };
 
 use super::{KernelError, table::Table};
@@ -25,16 +26,19 @@ struct Large {
 /// The maps of answers.
 #[derive(Debug)]
 pub(super) struct Answers {
-    answers: Table<DnsKey, DnsEntry>,
+    answers: Table<DnsHash, DnsEntry>,
+    /// What the programs hash with.
+    keys: Keys,
     bodies: Table<u32, DnsLarge>,
     zones: Table<u32, Zone>,
     large: Mutex<Large>,
 }
 
 impl Answers {
-    pub(super) fn open(ebpf: &Ebpf) -> Result<Self, KernelError> {
+    pub(super) fn open(ebpf: &Ebpf, keys: Keys) -> Result<Self, KernelError> {
         Ok(Self {
             answers: Table::open(ebpf, "ANSWERS")?,
+            keys,
             bodies: Table::open(ebpf, "LARGE")?,
             zones: Table::open(ebpf, "ZONES")?,
             large: Mutex::default(),
@@ -42,8 +46,8 @@ impl Answers {
     }
 
     #[cfg(test)]
-    pub(super) fn maps(&self) -> (Table<DnsKey, DnsEntry>, Table<u32, DnsLarge>) {
-        (self.answers.clone(), self.bodies.clone())
+    pub(super) fn maps(&self) -> (Keys, Table<DnsHash, DnsEntry>, Table<u32, DnsLarge>) {
+        (self.keys, self.answers.clone(), self.bodies.clone())
     }
 
     fn large(&self) -> MutexGuard<'_, Large> {
@@ -64,12 +68,12 @@ impl Answers {
 impl AnswerStore for Answers {
     fn put(&self, key: &DnsKey, entry: &DnsEntry, body: Option<&DnsLarge>) -> io::Result<()> {
         let mut large = self.large();
-        let mut entry = *entry;
+        let mut entry = entry.of_key(key);
         entry.large = match body {
             Some(body) => self.put_body(&mut large, body)?,
             None => 0,
         };
-        if let Err(error) = self.answers.put(key, &entry) {
+        if let Err(error) = self.answers.put(&self.keys.hash(key), &entry) {
             if entry.large != 0 {
                 self.bodies.remove(&entry.large)?;
             }
@@ -87,7 +91,7 @@ impl AnswerStore for Answers {
 
     fn remove(&self, key: &DnsKey) -> io::Result<()> {
         let mut large = self.large();
-        self.answers.remove(key)?;
+        self.answers.remove(&self.keys.hash(key))?;
         if let Some(id) = large.ids.remove(key) {
             self.bodies.remove(&id)?;
         }
@@ -95,7 +99,7 @@ impl AnswerStore for Answers {
     }
 
     fn hits(&self, key: &DnsKey) -> Option<u64> {
-        self.answers.get(key).ok().flatten().map(|e| e.hits)
+        self.answers.get(&self.keys.hash(key)).ok().flatten().filter(|e| e.name == key.name).map(|e| e.hits)
     }
 
     fn set_zone(&self, index: usize, zone: &Zone) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::{io, net::IpAddr, path::Path, time::Duration};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use gateway_common::{
+    dns::hash::Keys,
     limits::{MAX_DNS_ADDRESSES, capacity},
     maps::{Config, PrefixKey, View, config},
 };
@@ -12,7 +13,7 @@ use ipnet::IpNet;
 use nix::time::{ClockId, clock_getres};
 
 use super::{
-    KernelError, Mode, MssClamp, OBJECT, Settings,
+    KernelError, Mode, OBJECT, Settings,
     attach::{TC_PROGRAMS, XDP_PROGRAMS, tc_program, xdp_program},
     family::{self, Pair},
     netlink::{Kind, Link, Netlink},
@@ -76,7 +77,12 @@ pub(super) fn check_btf() -> Result<(), KernelError> {
 }
 
 /// Loads maps and programs; nothing is attached yet.
-pub(super) fn load(settings: &Settings, sizes: &Capacities, pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
+pub(super) fn load(
+    settings: &Settings,
+    sizes: &Capacities,
+    pins: Option<&Pins>,
+    keys: &Keys,
+) -> Result<Ebpf, KernelError> {
     check_btf()?;
     // Kernels before 5.11 count maps against this limit; without the right to raise it, loading says so itself.
     let raised = nix::sys::resource::setrlimit(
@@ -89,6 +95,7 @@ pub(super) fn load(settings: &Settings, sizes: &Capacities, pins: Option<&Pins>)
     }
     let mut loader = EbpfLoader::new();
     loader
+        .override_global("DNS_KEYS", &keys.0[..], true)
         .map_max_entries("SERVICES4", sizes.services)
         .map_max_entries("SERVICES6", sizes.services)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
@@ -242,11 +249,6 @@ pub(super) fn config(settings: &Settings, uplinks: &[String], own: &[IpAddr], hz
             value.flags |= bit;
         }
     }
-    value.mss_clamp = match settings.mss_clamp {
-        MssClamp::Off => 0,
-        MssClamp::Auto => config::MSS_AUTO,
-        MssClamp::Bytes(bytes) => bytes.into(),
-    };
     value.own4 = own4.and_then(octets4).unwrap_or_default();
     value.own6 = own6.and_then(octets6).unwrap_or_default();
     value.snat_port = *settings.snat_ports.start();

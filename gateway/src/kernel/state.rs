@@ -71,7 +71,9 @@ impl Shared {
     ) -> Result<Self, KernelError> {
         let heritage = pins.as_ref().map(Pins::heritage).transpose()?.unwrap_or_default();
         let sizes = Capacities::of(settings).with(&heritage);
-        let ebpf = load::load(settings, &sizes, pins.as_ref())?;
+        // Secret: who knows them can make names collide.
+        let keys = gateway_common::dns::hash::Keys::from_seed(rand::random());
+        let ebpf = load::load(settings, &sizes, pins.as_ref(), &keys)?;
         let config_map: Table<u32, Config> = Table::open(&ebpf, "CONFIG")?;
         config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
         load::write_views(&ebpf, &settings.views)?;
@@ -90,15 +92,14 @@ impl Shared {
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
         hops.inherit(&heritage).map_err(|source| KernelError::map("NEXTHOPS", source))?;
         let flows = FlowMaps { v4: Table::open(&ebpf, "FLOWS4")?, v6: Table::open(&ebpf, "FLOWS6")?, endpoints };
-        let answers = Arc::new(Answers::open(&ebpf)?);
+        let answers = Arc::new(Answers::open(&ebpf, keys)?);
         let counters = PerCpuCounters::open(&ebpf)?;
         let clock = Table::open(&ebpf, "CLOCK")?;
         let client_hops = Pair::open(&ebpf, "CLIENT_HOPS4", "CLIENT_HOPS6")?;
-        let vlans = Table::open(&ebpf, "VLANS")?;
         // The last step that can fail, so that a failure leaves nothing to put back.
         let sysctls = Sysctls::set(&settings.snat_ports, settings.has_clients(true))?;
         let state = State {
-            attacher: Attacher::new(settings.mode, pins.clone(), vlans),
+            attacher: Attacher::new(settings.mode, pins.clone()),
             pins,
             settings: settings.clone(),
             ebpf,
@@ -141,8 +142,11 @@ impl Shared {
     #[cfg(test)]
     pub(super) fn answer_maps(
         &self,
-    ) -> (Table<gateway_common::maps::DnsKey, gateway_common::maps::DnsEntry>, Table<u32, gateway_common::maps::DnsLarge>)
-    {
+    ) -> (
+        gateway_common::dns::hash::Keys,
+        Table<gateway_common::maps::DnsHash, gateway_common::maps::DnsEntry>,
+        Table<u32, gateway_common::maps::DnsLarge>,
+    ) {
         self.answers.maps()
     }
 
@@ -179,11 +183,11 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct State {
     // Before `ebpf`: links go before the programs they hold.
-    pub(super) attacher: Attacher,
+    attacher: Attacher,
     pins: Option<Pins>,
     settings: Settings,
-    pub(super) ebpf: Ebpf,
-    pub(super) hops: Hops,
+    ebpf: Ebpf,
+    hops: Hops,
     services: Services,
     clock: Table<u32, u64>,
     client_hops: Pair<[u8; 4], [u8; 16], u32>,
@@ -285,12 +289,10 @@ impl State {
             names.iter().map(find).collect()
         };
         for link in named("uplinks", &self.uplinks, &self.hops)? {
-            let around = self.hops.around(&link);
-            self.attacher.attach(&mut self.ebpf, &link, &around, Role::Uplink)?;
+            self.attacher.attach(&mut self.ebpf, &link, Role::Uplink)?;
         }
         for link in named("clusterInterfaces", &self.settings.cluster_interfaces, &self.hops)? {
-            let around = self.hops.around(&link);
-            self.attacher.attach(&mut self.ebpf, &link, &around, Role::Cluster)?;
+            self.attacher.attach(&mut self.ebpf, &link, Role::Cluster)?;
         }
         Ok(())
     }
@@ -318,8 +320,7 @@ impl State {
         let mut new = false;
         for (role, links) in [(Role::Uplink, uplinks), (Role::Cluster, clusters)] {
             for link in links {
-                let around = self.hops.around(&link);
-                new |= self.attacher.attach_quietly(&mut self.ebpf, &link, &around, role);
+                new |= self.attacher.attach_quietly(&mut self.ebpf, &link, role);
             }
         }
         if new && let Err(error) = self.allow_frames() {

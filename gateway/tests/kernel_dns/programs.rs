@@ -13,9 +13,10 @@ use gateway_common::{
     dns::{
         build::{Answer, key},
         emit::Request,
+        hash::Keys,
         table::Table,
     },
-    maps::{Config, DnsEntry, DnsKey, DnsLarge, View, Zone, config},
+    maps::{Config, DnsEntry, DnsHash, DnsLarge, View, Zone, config},
 };
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 90, 1, 100);
@@ -29,7 +30,7 @@ const XDP_REDIRECT: u32 = 4;
 const TC_UNSPEC: u32 = u32::MAX;
 const TC_REDIRECT: u32 = 7;
 
-const KEY: usize = size_of::<DnsKey>();
+const KEY: usize = size_of::<DnsHash>();
 const ENTRY: usize = size_of::<DnsEntry>();
 const LARGE: usize = size_of::<DnsLarge>();
 const ZONE: usize = size_of::<Zone>();
@@ -109,7 +110,8 @@ impl Bench {
                 self.next_large += 1;
             }
             let mut map: HashMap<_, [u8; KEY], [u8; ENTRY]> = map(&mut self.ebpf, "ANSWERS");
-            map.insert(bytes::<_, KEY>(&key), bytes::<_, ENTRY>(&entry), 0).expect("ANSWERS");
+            let hash = Keys::DEFAULT.hash(&key);
+            map.insert(bytes::<_, KEY>(&hash), bytes::<_, ENTRY>(&entry.of_key(&key)), 0).expect("ANSWERS");
         }
         self.table.put(name, qtype, bits, answer.into());
     }
@@ -124,8 +126,10 @@ impl Bench {
     pub fn hits(&mut self, request: &Request, bits: u8) -> u64 {
         let Some(key) = key(request.name(), request.query.qtype, bits) else { return 0 };
         let map: HashMap<_, [u8; KEY], [u8; ENTRY]> = map(&mut self.ebpf, "ANSWERS");
-        let entry: Option<DnsEntry> =
-            map.get(&bytes::<_, KEY>(&key), 0).ok().map(|entry| bytemuck::pod_read_unaligned(&entry));
+        let entry: Option<DnsEntry> = map
+            .get(&bytes::<_, KEY>(&Keys::DEFAULT.hash(&key)), 0)
+            .ok()
+            .map(|entry| bytemuck::pod_read_unaligned(&entry));
         entry.map_or(0, |entry| entry.hits)
     }
 

@@ -1,0 +1,392 @@
+//! Queries answered in the kernel: the message out of the frame, the answer ([`answer`]) into it.
+
+mod answer;
+
+use core::{
+    hint::black_box,
+    mem::{offset_of, size_of},
+};
+
+use answer::{ANSWERED, OUT_MASK, Scratch, gateway_dns_answer, gateway_dns_name, gateway_dns_question};
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    helpers::bpf_l4_csum_replace,
+};
+use gateway_common::{
+    Reason,
+    dns::question::Window,
+    net::{
+        checksum::{finish, fold},
+        headers::{ETH_LEN, UDP, UDP_LEN, Udp},
+    },
+};
+
+use crate::{
+    counters::count_number,
+    frame::{Frame, Tc, Xdp},
+};
+
+/// Where an IP header may begin: behind up to two VLAN tags.
+const MAX_L3: usize = ETH_LEN + 8;
+/// Time to live and hop limit of answers.
+const TTL: u8 = 64;
+/// "Don't fragment".
+const DONT_FRAGMENT: u16 = 0x4000u16.to_be();
+
+/// What became of a query, which is counted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// Unchanged: the forwarder knows better.
+    Forwarder,
+    /// The frame is the answer now, from Ethernet to the UDP checksum; it goes back where it came from.
+    Answered,
+    /// Unchanged: TC can answer it, XDP cannot. It cannot make the frame longer (a veth's frames have as much room behind them as
+    /// the sender's buffer had), or the checksum is only a pseudo-header's sum.
+    Tc,
+    /// The frame is lost: a helper refused after it was changed.
+    Lost,
+}
+
+impl Outcome {
+    /// Of the number that a global function returned.
+    #[inline(always)]
+    const fn of(number: u32) -> Self {
+        match number {
+            n if n == Self::Answered as u32 => Self::Answered,
+            n if n == Self::Tc as u32 => Self::Tc,
+            n if n == Self::Lost as u32 => Self::Lost,
+            _ => Self::Forwarder,
+        }
+    }
+}
+
+/// Answers the UDP query in `frame` for a client of that view, or leaves it. `l3`: where its IP header begins; IPv4 without options
+/// or IPv6 without extension headers, with the UDP header behind it.
+#[inline(always)]
+pub fn stage<F: Frame>(frame: &F, l3: u32, view: u32) -> Outcome {
+    let ctx = frame.context();
+    Outcome::of(if F::XDP { gateway_xdp_dns(ctx.cast(), l3, view) } else { gateway_tc_dns(ctx.cast(), l3, view) })
+}
+
+/// The stage in XDP.
+///
+/// A global function, as its twin below: the verifier looks at it by itself and once, whatever led to it.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_dns(ctx: *mut xdp_md, l3: u32, view: u32) -> u32 {
+    counted(&mut Xdp::new(ctx), l3, view)
+}
+
+/// The stage in TC.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_tc_dns(ctx: *mut __sk_buff, l3: u32, view: u32) -> u32 {
+    counted(&mut Tc::new(ctx), l3, view)
+}
+
+#[inline(always)]
+fn counted<F: Frame>(frame: &mut F, l3: u32, view: u32) -> u32 {
+    let (outcome, reason) = match query(frame, l3, view) {
+        Ok(reason) => (Outcome::Answered, reason),
+        Err((outcome, reason)) => (outcome, reason),
+    };
+    count_number(reason);
+    outcome as u32
+}
+
+/// IPv4 without options, UDP and DNS header, in fields as large as they can be read at once. BPF's loads and stores take any
+/// address, whatever the compiler believes of a frame's alignment.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Head4 {
+    version_tos: [u8; 2],
+    total: u16,
+    id: u16,
+    fragment: u16,
+    ttl_proto: [u8; 2],
+    check: u16,
+    src: u32,
+    dst: u32,
+    udp: Ports,
+    dns: Dns,
+}
+
+/// The same of IPv6.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Head6 {
+    /// Version, traffic class, flow label.
+    flow: u32,
+    payload: u16,
+    next_hops: [u8; 2],
+    src: [u32; 4],
+    dst: [u32; 4],
+    udp: Ports,
+    dns: Dns,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ports {
+    sport: u16,
+    dport: u16,
+    len: u16,
+    check: u16,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Dns([u16; 6]);
+
+/// Not answered: what becomes of the frame, and the number of the reason.
+type Left = (Outcome, u32);
+
+const fn left(outcome: Outcome, reason: Reason) -> Left {
+    (outcome, reason as u32)
+}
+
+const UNSUPPORTED: Left = left(Outcome::Forwarder, Reason::DnsUnsupported);
+const LOST: Left = left(Outcome::Lost, Reason::HelperFailed);
+
+/// The value at `offset` in the frame, `N` bytes long.
+#[inline(always)]
+fn head<F: Frame, T, const N: usize>(frame: &mut F, offset: usize) -> Option<*mut T> {
+    const { assert!(size_of::<T>() == N) };
+    frame.at::<[u8; N]>(offset).map(|bytes| bytes.as_mut_ptr().cast())
+}
+
+#[inline(always)]
+const fn add(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}
+
+/// Answers the query; the number of the reason that it is counted as.
+#[inline(always)]
+fn query<F: Frame>(frame: &mut F, l3: u32, view: u32) -> Result<u32, Left> {
+    // The mask is for the verifier, which follows it where it loses the comparison; the box keeps it there.
+    let l3 = black_box(l3) as usize & 31;
+    if l3 < ETH_LEN || l3 > MAX_L3 {
+        return Err(UNSUPPORTED);
+    }
+    // Two bytes, as the verifier learns nothing from a comparison of one with the frame's end.
+    match frame.get::<[u8; 2]>(l3) {
+        Some([version, _]) if version >> 4 == 4 => query4(frame, l3, view),
+        Some([version, _]) if version >> 4 == 6 => query6(frame, l3, view),
+        _ => Err(UNSUPPORTED),
+    }
+}
+
+/// What of the query's headers the rest needs.
+struct Asked {
+    /// Sum of addresses and protocol, which the answer's pseudo-header shares.
+    pseudo: u32,
+    /// Sum of both ports.
+    ports: u32,
+    /// UDP length, host order.
+    len: u16,
+    check: u16,
+}
+
+#[inline(always)]
+fn query4<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
+    const IP: usize = 20;
+    const ALL: usize = size_of::<Head4>();
+    if !frame.linear(l3 + ALL) {
+        return Err(UNSUPPORTED);
+    }
+    let Some(ip) = head::<F, Head4, ALL>(frame, l3) else { return Err(UNSUPPORTED) };
+    // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
+    let asked = unsafe {
+        if (*ip).version_tos[0] != 0x45 || (*ip).ttl_proto[1] != UDP || (*ip).fragment & 0x3fffu16.to_be() != 0 {
+            return Err(UNSUPPORTED);
+        }
+        Asked {
+            pseudo: add((*ip).src) + add((*ip).dst) + u32::from(u16::from_ne_bytes([0, UDP])),
+            ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
+            len: u16::from_be((*ip).udp.len),
+            check: (*ip).udp.check,
+        }
+    };
+    let (scratch, udp_len, udp_check, reason) = answered(frame, l3 + IP, view, &asked)?;
+    let Some(ip) = head::<F, Head4, ALL>(frame, l3) else { return Err(LOST) };
+    // SAFETY: as above; the frame is ours.
+    unsafe {
+        let (src, dst) = ((*ip).src, (*ip).dst);
+        let total = (IP as u16 + udp_len).to_be();
+        let [_, tos] = (*ip).version_tos;
+        // An atomic datagram needs no identification (RFC 6864).
+        let fixed = add(u32::from_ne_bytes([0x45, tos, TTL, UDP])) + u32::from(DONT_FRAGMENT);
+        (*ip).version_tos[0] = 0x45;
+        (*ip).total = total;
+        (*ip).id = 0;
+        (*ip).fragment = DONT_FRAGMENT;
+        (*ip).ttl_proto = [TTL, UDP];
+        (*ip).check = u16::from_ne_bytes(finish(add(src) + add(dst) + fixed + u32::from(total)));
+        ((*ip).src, (*ip).dst) = (dst, src);
+        turn(&raw mut (*ip).udp, &raw mut (*ip).dns, scratch, udp_len, udp_check);
+    }
+    body(frame, l3 + IP + UDP_LEN)?;
+    Ok(reason)
+}
+
+#[inline(always)]
+fn query6<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
+    const IP: usize = 40;
+    const ALL: usize = size_of::<Head6>();
+    if !frame.linear(l3 + ALL) {
+        return Err(UNSUPPORTED);
+    }
+    let Some(ip) = head::<F, Head6, ALL>(frame, l3) else { return Err(UNSUPPORTED) };
+    // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
+    let asked = unsafe {
+        if (*ip).next_hops[0] != UDP || u16::from_be((*ip).payload) < u16::from_be((*ip).udp.len) {
+            return Err(UNSUPPORTED);
+        }
+        let (src, dst) = ((*ip).src, (*ip).dst);
+        let (src, dst) = (
+            add(src[0]) + add(src[1]) + add(src[2]) + add(src[3]),
+            add(dst[0]) + add(dst[1]) + add(dst[2]) + add(dst[3]),
+        );
+        Asked {
+            pseudo: src + dst + u32::from(u16::from_ne_bytes([0, UDP])),
+            ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
+            len: u16::from_be((*ip).udp.len),
+            check: (*ip).udp.check,
+        }
+    };
+    // RFC 8200 section 8.1: a UDP datagram over IPv6 without a checksum is not to be taken.
+    if asked.check == 0 {
+        return Err(UNSUPPORTED);
+    }
+    let (scratch, udp_len, udp_check, reason) = answered(frame, l3 + IP, view, &asked)?;
+    let Some(ip) = head::<F, Head6, ALL>(frame, l3) else { return Err(LOST) };
+    // SAFETY: as above; the frame is ours. Traffic class and flow label stay the query's.
+    unsafe {
+        (*ip).payload = udp_len.to_be();
+        (*ip).next_hops = [UDP, TTL];
+        ((*ip).src, (*ip).dst) = ((*ip).dst, (*ip).src);
+        turn(&raw mut (*ip).udp, &raw mut (*ip).dns, scratch, udp_len, udp_check);
+    }
+    body(frame, l3 + IP + UDP_LEN)?;
+    Ok(reason)
+}
+
+/// From the query's UDP header at `l4` to an answer in the scratch, and to a frame of its length whose MACs have changed places. UDP
+/// length and checksum of the answer, and the number of the reason that it is counted as.
+#[inline(always)]
+fn answered<F: Frame>(
+    frame: &mut F,
+    l4: usize,
+    view: u32,
+    asked: &Asked,
+) -> Result<(&'static Scratch, u16, u16, u32), Left> {
+    let pseudo = |len: u16| fold(asked.pseudo + u32::from(len.to_be()));
+    let mut partial = false;
+    if F::XDP {
+        // The kernel cannot complete a checksum behind a frame that XDP has changed, and XDP cannot know: it errs on that side.
+        if asked.check == pseudo(asked.len) {
+            return Err(left(Outcome::Tc, Reason::PartialChecksum));
+        }
+    } else {
+        partial = is_partial(frame, l4 + offset_of!(Udp, check), asked.check.to_ne_bytes());
+    }
+    let len = u32::from(asked.len).wrapping_sub(UDP_LEN as u32);
+    if len == 0 || len > Window::LEN as u32 {
+        return Err(UNSUPPORTED);
+    }
+    let Some(scratch) = Scratch::get() else { return Err(UNSUPPORTED) };
+    let message = l4 + UDP_LEN;
+    // SAFETY: the window holds `Window::LEN` bytes of message.
+    if unsafe { frame.load(message as u32, scratch.window.message_mut(), len) }.is_err() {
+        return Err(UNSUPPORTED);
+    }
+    if gateway_dns_question(len) == 0 || gateway_dns_name() == 0 {
+        return Err(UNSUPPORTED);
+    }
+    let reason = gateway_dns_answer(view);
+    if reason & ANSWERED == 0 {
+        return Err((Outcome::Forwarder, reason));
+    }
+    let Some(scratch) = Scratch::get() else { return Err(UNSUPPORTED) };
+    let answer = usize::from(scratch.body_at) + usize::from(scratch.len);
+    let udp_len = (UDP_LEN + answer) as u16;
+    let check = if partial {
+        pseudo(udp_len)
+    } else {
+        let sum = asked.pseudo + asked.ports + 2 * u32::from(udp_len.to_be()) + u32::from(scratch.sum.to_be());
+        match !fold(sum) {
+            0 => 0xFFFF,
+            check => check,
+        }
+    };
+    if frame.resize((message + answer) as u32).is_err() {
+        return Err(if F::XDP { left(Outcome::Tc, Reason::NoRoom) } else { LOST });
+    }
+    if !frame.linear(l4 + UDP_LEN + size_of::<Dns>()) {
+        return Err(LOST);
+    }
+    let Some(macs) = head::<F, [u32; 3], 12>(frame, 0) else { return Err(LOST) };
+    // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
+    unsafe {
+        let [a, b, c] = (*macs).map(u32::from_le);
+        *macs = [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16].map(u32::to_le);
+    }
+    Ok((scratch, udp_len, check, reason & !ANSWERED))
+}
+
+/// UDP and DNS header of the answer.
+///
+/// # Safety
+/// Both pointers must be valid, whatever their alignment.
+#[inline(always)]
+unsafe fn turn(udp: *mut Ports, dns: *mut Dns, scratch: &Scratch, len: u16, check: u16) {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        *udp = Ports { sport: (*udp).dport, dport: (*udp).sport, len: len.to_be(), check };
+        (*dns).0 = scratch.header.map(u16::from_ne_bytes);
+    }
+}
+
+/// Writes what goes behind the question; `message`: where the answer begins.
+#[inline(always)]
+fn body<F: Frame>(frame: &mut F, message: usize) -> Result<(), Left> {
+    let Some(scratch) = Scratch::get() else { return Err(LOST) };
+    let at = message + usize::from(scratch.body_at);
+    let [first, before, onward] = scratch.rotate.map(usize::from);
+    let (from, len) = (usize::from(scratch.from), usize::from(scratch.len));
+    store(frame, at, scratch, from, len)?;
+    if before > 0 {
+        store(frame, at + first, scratch, first + before, onward)?;
+        store(frame, at + first + onward, scratch, first, before)?;
+    }
+    Ok(())
+}
+
+/// Stores `len` bytes of the scratch from `from` on at `at`.
+#[inline(always)]
+fn store<F: Frame>(frame: &mut F, at: usize, scratch: &mut Scratch, from: usize, len: usize) -> Result<(), Left> {
+    let len = len & OUT_MASK;
+    if len == 0 {
+        return Ok(());
+    }
+    let from = scratch.out().as_ptr().wrapping_add(from & OUT_MASK);
+    // SAFETY: offset and length are each at most half of the scratch.
+    unsafe { frame.store(at as u32, from, len as u32) }.map_err(|_| LOST)
+}
+
+/// Whether the kernel has still to complete the checksum `check` at `at`.
+///
+/// Only the kernel knows, and it does not tell. But its helper leaves a partial checksum alone when something other than the
+/// pseudo-header changes, and updates a whole one.
+#[inline(always)]
+fn is_partial<F: Frame>(frame: &mut F, at: usize, check: [u8; 2]) -> bool {
+    // SAFETY: TC's context is a buffer's, and the helper checks the offset. With `from` and size zero, `to` is the change itself.
+    if unsafe { bpf_l4_csum_replace(frame.context().cast(), at as u32, 0, 1, 0) } != 0 {
+        return false;
+    }
+    let Some(field) = frame.at::<[u8; 2]>(at) else { return false };
+    let partial = *field == check;
+    *field = check;
+    partial
+}
