@@ -39,7 +39,11 @@ impl Live {
     async fn start(server: &ApiServer) -> Self {
         let kubeconfig = kubeconfig(&server.url());
         let (sender, events) = mpsc::channel(64);
-        let config = SourceConfig::Kubernetes { kubeconfig: Some(kubeconfig.path().join("config")), context: None };
+        let config = SourceConfig::Kubernetes {
+            kubeconfig: Some(kubeconfig.path().join("config")),
+            context: None,
+            service_cidrs: true,
+        };
         let handle = source::start(config, sender).await.unwrap();
         Self { _kubeconfig: kubeconfig, events, cluster: Cluster::default(), seen: Vec::new(), handle }
     }
@@ -298,7 +302,7 @@ async fn a_wrong_kubeconfig_is_an_error_that_names_it() {
     let path = dir.path().join("config");
     let start = async |kubeconfig, context: Option<&str>| {
         let (sender, _events) = mpsc::channel(1);
-        let config = SourceConfig::Kubernetes { kubeconfig, context: context.map(Into::into) };
+        let config = SourceConfig::Kubernetes { kubeconfig, context: context.map(Into::into), service_cidrs: true };
         source::start(config, sender).await.map(drop).expect_err("it cannot start")
     };
     let missing = start(Some("/nonexistent/kubeconfig".into()), None).await;

@@ -56,7 +56,7 @@ impl Owner {
             tracing::warn!("dns.upstreams: not used yet: the cluster's zone is answered as a whole from the source");
         }
         let (sender, mut events) = mpsc::channel(BATCHES);
-        let source = source::start(source_config(&config.source), sender).await?;
+        let source = source::start(source_config(config), sender).await?;
         let _first = state.source.set(source.status());
         let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
@@ -73,7 +73,11 @@ impl Owner {
             config.service_cidrs.clone()
         };
         if cidrs.is_empty() && config.datapath.mode != Mode::Off {
-            bail!("serviceCIDRs: the cluster's API tells none: give them, like [10.96.0.0/12]");
+            let status = source.status();
+            let problems = &status.borrow().problems;
+            let why = problems.iter().find(|problem| problem.starts_with("servicecidrs"));
+            let why = why.map_or("the cluster's API tells none", String::as_str);
+            bail!("serviceCIDRs: {why}: give them, like [10.96.0.0/12]");
         }
         state.change(|held| held.cidrs.clone_from(&cidrs));
         look_around(&state, &cluster);
@@ -258,12 +262,14 @@ fn look_around(state: &State, cluster: &Cluster) {
     state.change(|held| held.here.clone_from(here));
 }
 
-fn source_config(source: &Source) -> SourceConfig {
-    match source {
+fn source_config(config: &Config) -> SourceConfig {
+    match &config.source {
         Source::Manifests(directory) => SourceConfig::Manifests(directory.clone()),
-        Source::Kubernetes { kubeconfig, context } => {
-            SourceConfig::Kubernetes { kubeconfig: kubeconfig.clone(), context: context.clone() }
-        }
+        Source::Kubernetes { kubeconfig, context } => SourceConfig::Kubernetes {
+            kubeconfig: kubeconfig.clone(),
+            context: context.clone(),
+            service_cidrs: config.service_cidrs.is_empty(),
+        },
     }
 }
 

@@ -3,13 +3,14 @@
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{
     config::{Config, ReturnPath, Source},
     kernel::{self, Mode},
     node,
+    source::{self, Denied},
 };
 
 /// Oldest kernel whose verifier and helpers the programs need; 6.6 brings TCX, before it TC goes by clsact.
@@ -201,17 +202,39 @@ fn source(report: &mut Report, config: &Config) {
                 &format!("{}: {error}: give a directory that can be read", directory.display()),
             ),
         },
-        Source::Kubernetes { kubeconfig: Some(file), .. } => match fs::File::open(file) {
-            Ok(_) => report.ok("source.kubernetes.kubeconfig", &file.display().to_string()),
-            Err(error) => report.fail(
-                "source.kubernetes.kubeconfig",
-                &format!("{}: {error}: give a kubeconfig that can be read", file.display()),
-            ),
-        },
-        Source::Kubernetes { .. } => report.ok("source.kubernetes", "in-cluster or the default kubeconfig"),
+        Source::Kubernetes { kubeconfig, context } => api_server(report, config, kubeconfig, context),
     }
     if config.return_path == ReturnPath::Routed {
         report.warn("returnPath", "routed: every node must route the client subnets back through this one");
+    }
+}
+
+/// Whether the API server answers, and each permission that this identity lacks.
+fn api_server(report: &mut Report, config: &Config, kubeconfig: &Option<PathBuf>, context: &Option<String>) {
+    let key = if kubeconfig.is_some() { "source.kubernetes.kubeconfig" } else { "source.kubernetes" };
+    let access = super::runtime(false).and_then(|runtime| {
+        let asked = source::access(kubeconfig.clone(), context.clone(), config.service_cidrs.is_empty());
+        Ok(runtime.block_on(asked)?)
+    });
+    let access = match access {
+        Ok(access) => access,
+        Err(error) => {
+            let text = error.to_string();
+            return report.fail(key, text.strip_prefix("source.kubernetes: ").unwrap_or(&text));
+        }
+    };
+    report.ok(key, &format!("API server {}, {}", access.server, access.version));
+    for Denied { verb, resource, group, required } in &access.denied {
+        let group = if group.is_empty() { "the core API group" } else { group };
+        let mend = match *resource {
+            "servicecidrs" => "allow it in the gateway's ClusterRole, or set serviceCIDRs",
+            _ => "allow it in the gateway's ClusterRole",
+        };
+        let grade = if *required { Grade::Fail } else { Grade::Warn };
+        report.line(grade, "permission", &format!("may not {verb} {resource} of {group}: {mend}"));
+    }
+    if access.denied.is_empty() {
+        report.ok("permission", "the API server lets it list and watch all that the gateway needs");
     }
 }
 

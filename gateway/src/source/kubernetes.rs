@@ -3,6 +3,7 @@
 //! The initial lists become one snapshot. A watch that has to list anew (410 Gone) tells the difference to what was known when the
 //! new list is complete: there is no moment without a cluster.
 
+mod access;
 mod gather;
 mod layer;
 mod proxy;
@@ -25,9 +26,12 @@ use crate::model::Event;
 /// Messages taken at once: what piled up becomes one batch, so that a Service with many changes is planned once.
 const BATCH: usize = 4096;
 
+pub(super) use self::access::access;
+
 pub(super) async fn start(
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
+    service_cidrs: bool,
     events: mpsc::Sender<Vec<Event>>,
 ) -> Result<SourceHandle, SourceError> {
     let mut config = configuration(kubeconfig, context).await?;
@@ -40,11 +44,12 @@ pub(super) async fn start(
         .with_layer(&Observe(messages.clone()))
         .build();
     let mut watchers = JoinSet::new();
-    watch::all(&client, &messages, &mut watchers);
+    watch::all(&client, service_cidrs, &messages, &mut watchers);
     let reporter = Reporter::new("kubernetes", server);
     let status = reporter.subscribe();
     let task = tokio::spawn(async move {
-        run(told, events, reporter).await;
+        let gatherer = if service_cidrs { Gatherer::default() } else { Gatherer::without_cidrs() };
+        run(gatherer, told, events, reporter).await;
         // Their end is the end of the source.
         drop(watchers);
     });
@@ -71,8 +76,12 @@ async fn configuration(kubeconfig: Option<PathBuf>, context: Option<String>) -> 
     Ok(config)
 }
 
-async fn run(mut told: mpsc::UnboundedReceiver<watch::Message>, events: mpsc::Sender<Vec<Event>>, reporter: Reporter) {
-    let mut gatherer = Gatherer::default();
+async fn run(
+    mut gatherer: Gatherer,
+    mut told: mpsc::UnboundedReceiver<watch::Message>,
+    events: mpsc::Sender<Vec<Event>>,
+    reporter: Reporter,
+) {
     let mut messages = Vec::with_capacity(BATCH);
     loop {
         tokio::select! {
@@ -80,14 +89,15 @@ async fn run(mut told: mpsc::UnboundedReceiver<watch::Message>, events: mpsc::Se
             count = told.recv_many(&mut messages, BATCH) => if count == 0 { return },
         }
         let batch = gatherer.take(messages.drain(..));
+        // Before the events: who receives them may want to know why they are not all that there could be.
+        if let Some((connected, problems)) = gatherer.news() {
+            reporter.report(connected, problems);
+        }
         if !batch.is_empty() {
             if events.send(batch).await.is_err() {
                 return;
             }
             reporter.changed();
-        }
-        if let Some((connected, problems)) = gatherer.news() {
-            reporter.report(connected, problems);
         }
     }
 }

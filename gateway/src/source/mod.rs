@@ -33,7 +33,45 @@ pub enum SourceConfig {
         kubeconfig: Option<PathBuf>,
         /// A context of it; `None`: its current one.
         context: Option<String>,
+        /// Whether the ServiceCIDR objects are wanted: where the config gives the service CIDRs, they are not.
+        service_cidrs: bool,
     },
+}
+
+/// What an identity may do at an API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// The server's URL.
+    pub server: String,
+    /// Its version, like `v1.34.4`.
+    pub version: String,
+    /// What it may not and should.
+    pub denied: Vec<Denied>,
+}
+
+/// A permission that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// `list` or `watch`.
+    pub verb: &'static str,
+    /// Plural, as in a ClusterRole.
+    pub resource: &'static str,
+    /// API group, empty for the core.
+    pub group: &'static str,
+    /// Without it there is nothing to serve.
+    pub required: bool,
+}
+
+/// Asks the API server for what the gateway's identity may do, by `SelfSubjectAccessReview`. `service_cidrs`: as in [`SourceConfig`].
+///
+/// # Errors
+/// When there is no usable configuration, or the API server does not answer.
+pub async fn access(
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    service_cidrs: bool,
+) -> Result<Access, SourceError> {
+    kubernetes::access(kubeconfig, context, service_cidrs).await
 }
 
 /// Why a source cannot start.
@@ -64,6 +102,14 @@ pub enum SourceError {
     /// Not in a cluster.
     #[error("source.kubernetes: no in-cluster configuration: {0}; outside a cluster, name a kubeconfig")]
     InCluster(#[from] Box<kube::config::InClusterError>),
+    /// The API server does not answer, or not what was asked.
+    #[error("source.kubernetes: API server {server}: {error}; check its address, the network and the credentials")]
+    Silent {
+        /// The server's URL.
+        server: String,
+        /// Why.
+        error: String,
+    },
     /// The client cannot be built from the configuration.
     #[error(
         "source.kubernetes: no client for API server {server}: {error}; check the certificates and the credentials"
@@ -110,6 +156,8 @@ impl Drop for SourceHandle {
 pub async fn start(config: SourceConfig, events: mpsc::Sender<Vec<Event>>) -> Result<SourceHandle, SourceError> {
     match config {
         SourceConfig::Manifests(path) => manifests::start(path, events).await,
-        SourceConfig::Kubernetes { kubeconfig, context } => kubernetes::start(kubeconfig, context, events).await,
+        SourceConfig::Kubernetes { kubeconfig, context, service_cidrs } => {
+            kubernetes::start(kubeconfig, context, service_cidrs, events).await
+        }
     }
 }

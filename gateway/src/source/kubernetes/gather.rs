@@ -36,6 +36,12 @@ pub(super) struct Gatherer {
 }
 
 impl Gatherer {
+    /// One that is not told of service CIDRs and does not wait for them.
+    pub(super) fn without_cidrs() -> Self {
+        let known = State { settled: true, ..State::default() };
+        Self { kinds: BTreeMap::from([(Kind::Cidrs, known)]), ..Self::default() }
+    }
+
     /// The events of a batch of messages; the first that are not empty are the snapshot.
     pub(super) fn take(&mut self, messages: impl Iterator<Item = Message>) -> Vec<Event> {
         let mut events = Vec::new();

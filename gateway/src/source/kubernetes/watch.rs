@@ -52,6 +52,15 @@ impl Kind {
         }
     }
 
+    /// Its API group; empty for the core.
+    pub(super) const fn group(self) -> &'static str {
+        match self {
+            Self::Services | Self::Namespaces | Self::Nodes => "",
+            Self::Slices => "discovery.k8s.io",
+            Self::Cidrs => "networking.k8s.io",
+        }
+    }
+
     /// Without these there is nothing to serve; the others may be forbidden.
     pub(super) const fn required(self) -> bool {
         matches!(self, Self::Services | Self::Slices)
@@ -96,14 +105,21 @@ pub(super) enum What {
     Failed { error: String, refused: bool },
 }
 
-/// Starts every watcher.
-pub(super) fn all(client: &Client, messages: &mpsc::UnboundedSender<Message>, set: &mut JoinSet<()>) {
+/// Starts every watcher; the one for service CIDRs when they are asked for.
+pub(super) fn all(
+    client: &Client,
+    service_cidrs: bool,
+    messages: &mpsc::UnboundedSender<Message>,
+    set: &mut JoinSet<()>,
+) {
     let mut start = Start { client, messages, set };
     start.watch::<Service>(Kind::Services, |o, p| convert::service(o, p).map(Item::Service));
     start.watch::<EndpointSlice>(Kind::Slices, |o, p| convert::slice(o, p).map(Item::Slice));
     start.watch::<Namespace>(Kind::Namespaces, |o, p| convert::namespace(o, p).map(Item::Namespace));
     start.watch::<Node>(Kind::Nodes, |o, p| convert::node(o, p).map(Item::Node));
-    start.watch::<ServiceCIDR>(Kind::Cidrs, |o, p| Some(Item::Cidrs(convert::service_cidr(o, p))));
+    if service_cidrs {
+        start.watch::<ServiceCIDR>(Kind::Cidrs, |o, p| Some(Item::Cidrs(convert::service_cidr(o, p))));
+    }
 }
 
 struct Start<'s> {
@@ -149,7 +165,11 @@ async fn watch<K>(
                     // the same version for ever: it must be begun again.
                     Some(410) if matches!(error, watcher::Error::WatchError(_)) => continue,
                     Some(410) => break,
-                    code => What::Failed { error: chain(&error), refused: matches!(code, Some(401 | 403 | 404)) },
+                    Some(404) => What::Failed {
+                        error: "this API server has none; Kubernetes 1.33 or later is needed".to_owned(),
+                        refused: true,
+                    },
+                    code => What::Failed { error: chain(&error), refused: matches!(code, Some(401 | 403)) },
                 },
             };
             if messages.send(Message { kind, what }).is_err() {
@@ -177,7 +197,7 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
 }
 
 /// An error with its causes, each said once.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

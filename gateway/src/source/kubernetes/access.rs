@@ -1,0 +1,58 @@
+//! What the gateway's identity may ask of the API server, asked by `SelfSubjectAccessReview`, which every identity may.
+
+use std::{path::PathBuf, time::Duration};
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec as Spec,
+};
+use kube::{Api, Client, api::PostParams};
+
+use super::{
+    super::{Access, Denied, SourceError},
+    watch::{Kind, chain},
+};
+
+/// How long the API server may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub(in super::super) async fn access(
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    service_cidrs: bool,
+) -> Result<Access, SourceError> {
+    let mut config = super::configuration(kubeconfig, context).await?;
+    (config.connect_timeout, config.read_timeout) = (Some(PATIENCE), Some(PATIENCE));
+    let server = config.cluster_url.to_string();
+    let client = Client::try_from(config)
+        .map_err(|error| SourceError::Client { server: server.clone(), error: Box::new(error) })?;
+    let silent = |error: &dyn std::error::Error| SourceError::Silent { server: server.clone(), error: chain(error) };
+    // Its absence is not a matter of permission.
+    let version = client.apiserver_version().await.map_err(|error| silent(&error))?;
+    let reviews = Api::<SelfSubjectAccessReview>::all(client);
+    let mut denied = Vec::new();
+    for kind in Kind::ALL.into_iter().filter(|kind| service_cidrs || *kind != Kind::Cidrs) {
+        for verb in ["list", "watch"] {
+            let attributes = ResourceAttributes {
+                group: Some(kind.group().to_owned()),
+                resource: Some(kind.plural().to_owned()),
+                verb: Some(verb.to_owned()),
+                ..ResourceAttributes::default()
+            };
+            let review = SelfSubjectAccessReview {
+                spec: Spec { resource_attributes: Some(attributes), ..Spec::default() },
+                ..SelfSubjectAccessReview::default()
+            };
+            let answer = reviews.create(&PostParams::default(), &review).await.map_err(|error| silent(&error))?;
+            if !answer.status.is_some_and(|status| status.allowed) {
+                denied.push(Denied {
+                    verb,
+                    resource: kind.plural(),
+                    group: kind.group(),
+                    // Asked for only where the config does not give the CIDRs.
+                    required: kind.required() || kind == Kind::Cidrs,
+                });
+            }
+        }
+    }
+    Ok(Access { server, version: version.git_version, denied })
+}
