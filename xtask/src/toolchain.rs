@@ -23,6 +23,8 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("dig", "dnsutils"),
     ("kdig", "knot-dnsutils"),
     ("unbound", "unbound"),
+    ("named", "bind9"),
+    ("dnsmasq", "dnsmasq-base"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),

@@ -1,0 +1,245 @@
+//! Resolvers in front of the gateway, each with its own habits: Unbound, BIND and dnsmasq as a network's forwarders, Go's and Node's
+//! own resolvers in programs. Names resolve, and what is asked again stays in the kernel.
+
+use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+
+use gateway_lab::{
+    Gateway, GatewayConfig, Lab, Node, Service, Topology,
+    names::{dig, with_resolver},
+    netns::Namespace,
+    process::{NotYet, Process, wait_for},
+    testing,
+    topology::{GATEWAY, Offloads},
+};
+
+const WEB: &str = "web.shop.svc.cluster.local";
+const PORT: &str = "5300";
+
+/// A question and the data of its answer; none: no such name.
+const NAMES: [(&str, &str, &[&str]); 9] = [
+    (WEB, "A", &["10.1.0.80"]),
+    ("nodes.shop.svc.cluster.local", "A", &["10.244.0.10", "10.244.1.10"]),
+    ("_http._tcp.web.shop.svc.cluster.local", "SRV", &["0 100 80 web.shop.svc.cluster.local."]),
+    ("80.0.1.10.in-addr.arpa", "PTR", &["web.shop.svc.cluster.local."]),
+    ("dns-version.cluster.local", "TXT", &["\"1.1.0\""]),
+    ("nobody.shop.svc.cluster.local", "A", &[]),
+    ("www.example.test", "A", &["192.0.2.80"]),
+    ("example.test", "MX", &["10 mail.example.test."]),
+    ("nobody.example.test", "A", &[]),
+];
+
+fn lab() -> Lab {
+    let topology =
+        Topology { upstream: true, offloads: Offloads::Kernel, ..Topology::with_pods(&[Node::Worker1, Node::Gateway]) };
+    let lab = Lab::build(topology).expect("the lab");
+    let pods = &lab.topology.pods;
+    for service in [
+        Service::of_pods("shop", "web", Ipv4Addr::new(10, 1, 0, 80), pods),
+        Service::new("shop", "nodes", None).port("http", "TCP", 8080, 8080).endpoints(pods),
+    ] {
+        lab.manifests.put(&service).expect("a manifest");
+    }
+    lab
+}
+
+fn start(lab: &Lab) -> Gateway<'_> {
+    lab.gateway(&GatewayConfig::default().with_upstream()).expect("the gateway")
+}
+
+fn in_kernel(gateway: &Gateway<'_>) -> u64 {
+    gateway.counters().expect("counters").dns()
+}
+
+/// Starts a forwarder in the client's namespace and waits until it answers.
+fn forwarder(client: &Namespace, dir: &Path, program: &str, args: &[&str]) -> Process {
+    let mut command = client.command(program);
+    command.args(args);
+    let mut process = Process::start(program, command, &dir.join(format!("{program}.log"))).expect("it starts");
+    wait_for(program, Duration::from_secs(30), || {
+        if let Some(status) = process.ended() {
+            return Err(NotYet::Never(anyhow::anyhow!("{program} ended: {status}: {}", process.said())));
+        }
+        let answer = dig(client, "127.0.0.1", &["-p", PORT, "+time=1", "+tries=1", WEB, "A"])?;
+        if answer.status == "NOERROR" { Ok(()) } else { Err(NotYet::Later(anyhow::anyhow!("{answer:?}"))) }
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", process.said()));
+    process
+}
+
+/// Asks a forwarder, ended and begun anew for a second time: then its cache is empty and the kernel answers everything.
+fn resolves(program: &str, args: impl Fn(&Path) -> Vec<String>) {
+    let Some(_turn) = testing::turn(&["dig", "unbound", program]) else { return };
+    let lab = lab();
+    let gateway = start(&lab);
+    let args = args(lab.dir());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    for round in 0..2 {
+        let mut process = forwarder(lab.client(), lab.dir(), program, &args);
+        let (before, asked) = (in_kernel(&gateway), lab.upstream_log().lines().count());
+        for (name, rtype, data) in NAMES {
+            let answer = dig(lab.client(), "127.0.0.1", &["-p", PORT, "+time=5", name, rtype]).expect("dig");
+            let status = if data.is_empty() { "NXDOMAIN" } else { "NOERROR" };
+            assert_eq!(answer.status, status, "{program}: {name} {rtype}: {answer:?}\n{}", process.said());
+            assert_eq!(answer.data(rtype), data, "{program}: {name} {rtype}");
+        }
+        let kernel = in_kernel(&gateway) - before;
+        if round == 1 {
+            // The name that the start waited for is in the forwarder's cache.
+            assert!(kernel >= NAMES.len() as u64 - 1, "{program}: {kernel} answers from the kernel");
+            assert_eq!(lab.upstream_log().lines().count(), asked, "{program}: the upstream was asked again");
+        }
+        process.stop(nix::sys::signal::Signal::SIGTERM, Duration::from_secs(20)).expect("it ends");
+    }
+    gateway.stop().expect("a clean end");
+}
+
+fn written(dir: &Path, name: &str, text: &str) -> String {
+    let file = dir.join(name);
+    fs::write(&file, text).expect("a config");
+    file.display().to_string()
+}
+
+#[test]
+fn unbound_with_random_case_and_dnssec_bits_resolves_through_the_gateway() {
+    resolves("unbound", |dir| {
+        let text = format!(
+            "server:\n  interface: 127.0.0.1\n  port: {PORT}\n  do-daemonize: no\n  chroot: \"\"\n  username: \"\"\n  \
+             directory: \"{}\"\n  pidfile: \"\"\n  use-syslog: no\n  logfile: \"\"\n  num-threads: 1\n  do-ip6: no\n  \
+             module-config: \"iterator\"\n  use-caps-for-id: yes\n  qname-minimisation: yes\n  unblock-lan-zones: yes\n  \
+             insecure-lan-zones: yes\n  local-zone: \"test.\" nodefault\n  local-zone: \"10.in-addr.arpa.\" nodefault\n\
+             forward-zone:\n  name: \".\"\n  forward-addr: {GATEWAY}\nremote-control:\n  control-enable: no\n",
+            dir.display()
+        );
+        vec!["-d".to_owned(), "-c".to_owned(), written(dir, "front-unbound.conf", &text)]
+    });
+}
+
+#[test]
+fn bind_with_cookies_and_minimised_names_resolves_through_the_gateway() {
+    resolves("named", |dir| {
+        let text = format!(
+            "options {{ directory \"{}\"; listen-on port {PORT} {{ 127.0.0.1; }}; listen-on-v6 {{ none; }}; forwarders {{ \
+             {GATEWAY}; }}; forward only; dnssec-validation no; recursion yes; qname-minimization strict; pid-file none; \
+             session-keyfile none; empty-zones-enable no; send-cookie yes; }};\ncontrols {{ }};\n",
+            dir.display()
+        );
+        ["-g", "-n", "1", "-c"].map(str::to_owned).into_iter().chain([written(dir, "named.conf", &text)]).collect()
+    });
+}
+
+#[test]
+fn dnsmasq_resolves_through_the_gateway() {
+    resolves("dnsmasq", |_| {
+        [
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--pid-file=",
+            "--bind-interfaces",
+            "--listen-address=127.0.0.1",
+            "--log-facility=-",
+            &format!("--port={PORT}"),
+            &format!("--server={GATEWAY}"),
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    });
+}
+
+/// Runs a program twice with the gateway as its only name server: it prints the addresses of [`WEB`] by its short name, what `_http`
+/// of it is, its pointer, and an address outside.
+fn program_resolves(tool: &str, prepare: impl FnOnce(&Lab) -> Vec<String>) {
+    let Some(_turn) = testing::turn(&["dig", "unbound", "unshare", tool]) else { return };
+    let lab = lab();
+    let gateway = start(&lab);
+    let command = prepare(&lab);
+    let args: Vec<&str> = command[1..].iter().map(String::as_str).collect();
+    let resolv = format!(
+        "nameserver {GATEWAY}\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+    );
+    for round in 0..2 {
+        let (before, asked) = (in_kernel(&gateway), lab.upstream_log().lines().count());
+        let out = with_resolver(lab.client(), lab.dir(), &resolv, &command[0], &args).expect("it runs");
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(
+            lines,
+            ["10.1.0.80", "80 web.shop.svc.cluster.local", "web.shop.svc.cluster.local", "192.0.2.80"],
+            "{tool}"
+        );
+        let kernel = in_kernel(&gateway) - before;
+        assert!(kernel >= 3, "{tool}: {kernel} answers from the kernel");
+        if round == 1 {
+            assert_eq!(lab.upstream_log().lines().count(), asked, "{tool}: the upstream was asked again");
+        }
+    }
+    gateway.stop().expect("a clean end");
+}
+
+#[test]
+fn gos_own_resolver_finds_names_by_its_search_list() {
+    const PROGRAM: &str = r#"package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+)
+
+func check(err error) {
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+}
+
+func main() {
+	r, ctx := &net.Resolver{PreferGo: true}, context.Background()
+	web, err := r.LookupHost(ctx, "web")
+	check(err)
+	fmt.Println(strings.Join(web, " "))
+	_, srv, err := r.LookupSRV(ctx, "http", "tcp", "web.shop.svc.cluster.local")
+	check(err)
+	fmt.Println(srv[0].Port, strings.TrimSuffix(srv[0].Target, "."))
+	ptr, err := r.LookupAddr(ctx, "10.1.0.80")
+	check(err)
+	fmt.Println(strings.TrimSuffix(ptr[0], "."))
+	out, err := r.LookupIP(ctx, "ip4", "www.example.test")
+	check(err)
+	fmt.Println(out[0])
+}
+"#;
+    program_resolves("go", |lab| {
+        let source = written(lab.dir(), "main.go", PROGRAM);
+        let binary = lab.dir().join("resolve");
+        let built = std::process::Command::new("go")
+            .env("CGO_ENABLED", "0")
+            .current_dir(lab.dir())
+            .args(["build", "-o"])
+            .arg(&binary)
+            .arg(source)
+            .output()
+            .expect("go runs");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        vec![binary.display().to_string()]
+    });
+}
+
+#[test]
+fn nodes_own_resolver_finds_names() {
+    const PROGRAM: &str = r"
+const dns = require('dns').promises;
+(async () => {
+  const web = 'web.shop.svc.cluster.local';
+  console.log((await dns.resolve4(web)).join(' '));
+  const [srv] = await dns.resolveSrv('_http._tcp.' + web);
+  console.log(srv.port, srv.name);
+  console.log((await dns.reverse('10.1.0.80'))[0]);
+  console.log((await dns.resolve4('www.example.test'))[0]);
+})().catch(error => { console.log(error); process.exit(1); });
+";
+    program_resolves("node", |lab| vec!["node".to_owned(), written(lab.dir(), "resolve.js", PROGRAM)]);
+}
