@@ -1,7 +1,7 @@
 //! A cluster with every kind of Service, and what is said about its names: the expectations are those of CoreDNS' own tests of its
 //! `kubernetes` plugin and of the specification, but for what `docs/dns.md` lists as different.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{collections::BTreeSet, net::SocketAddr, str::FromStr};
 
 use gateway::{
     dns::clock,
@@ -85,7 +85,12 @@ items:
 
 /// A resolver that knows that cluster; the second view sees the namespace `testns` only.
 async fn lab(pods: bool) -> Lab {
-    let (objects, problems) = gateway::source::parse(CLUSTER).expect("manifests");
+    lab_of(CLUSTER, pods).await.0
+}
+
+/// The same for other manifests; with every name that has a record.
+pub async fn lab_of(manifests: &str, pods: bool) -> (Lab, BTreeSet<String>) {
+    let (objects, problems) = gateway::source::parse(manifests).expect("manifests");
     assert_eq!(problems, Vec::<String>::new());
     let plan = PlanConfig {
         views: vec![None, Some(vec!["testns".to_owned()])],
@@ -104,16 +109,21 @@ async fn lab(pods: bool) -> Lab {
     let lab = Lab::start(config).await;
     let name = |namespace: &str| ObjectName::new(namespace, "");
     let zone = ServicePlan { records: zone_records(&plan), ..ServicePlan::default() };
-    lab.dns.apply(&name(""), Some(&zone));
+    let mut names = BTreeSet::new();
+    let mut apply = |service: &ObjectName, plan: Option<ServicePlan>| {
+        names.extend(plan.iter().flat_map(|plan| &plan.records).map(|record| record.name.clone()));
+        lab.dns.apply(service, plan.as_ref());
+    };
+    apply(&name(""), Some(zone));
     lab.dns.set_service_cidrs(&["10.1.0.0/16", "fd00:1::/32"].map(|range| range.parse().expect("a range")));
     for service in dirty.services {
-        lab.dns.apply(&service, plan_service(&cluster, &service, &plan).as_ref());
+        apply(&service, plan_service(&cluster, &service, &plan));
     }
     for namespace in dirty.namespaces {
-        lab.dns.apply(&name(&namespace), plan_namespace(&cluster, &namespace, &plan).as_ref());
+        apply(&name(&namespace), plan_namespace(&cluster, &namespace, &plan));
     }
     lab.dns.synced();
-    lab
+    (lab, names)
 }
 
 /// The code, then the records of each section as sorted text, without the SOA's data; `|` between sections.

@@ -11,7 +11,7 @@ use gateway_common::{
         resolve::{Lookup, Outcome, resolve},
         wire,
     },
-    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone, dns_entry},
 };
 
 #[derive(Default)]
@@ -56,7 +56,10 @@ impl Recorder {
             let outcome = resolve(&mut At { tables, key, now }, &query, view);
             let (reply, body) = match outcome {
                 Outcome::Answer(entry, age) => {
-                    let large = tables.entries.get(&DnsKey { qtype: query.qtype, ..key }).and_then(|(_, large)| *large);
+                    // Zone data is there once, whatever DO and CD the query has.
+                    let flags = if entry.flags & dns_entry::ZONE == 0 { query.bits } else { 0 };
+                    let key = DnsKey { qtype: query.qtype, flags, ..key };
+                    let large = tables.entries.get(&key).and_then(|(_, large)| *large);
                     let len = usize::from(entry.len);
                     let reply = Reply::of_entry(&query, entry, query.limit());
                     let mut body = match (reply.truncated, large) {
