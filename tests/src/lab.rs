@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use nix::sys::signal::Signal;
 
 use crate::{
     agent::{Gateway, GatewayConfig},
@@ -100,6 +102,36 @@ impl Lab {
         self.topology.pods.iter().find(|pod| pod.name == name).unwrap_or_else(|| panic!("this lab has no pod `{name}`"))
     }
 
+    fn start_pod(&self, pod: &Pod) -> Result<()> {
+        let namespace = self.namespace(if pod.host_network() { pod.node.name() } else { &pod.name });
+        let mut command = namespace.command(own_binary()?);
+        command.args(["serve", "--name", &pod.name]);
+        command.args(["--http", &HTTP_PORT.to_string(), "--echo", &ECHO_PORT.to_string()]);
+        let log = self.dir().join(format!("{}.log", pod.name));
+        // Of an earlier start.
+        let _ = fs::remove_file(&log);
+        locked(&self.pods).insert(pod.name.clone(), Process::start(&pod.name, command, &log)?);
+        Ok(())
+    }
+
+    /// Starts a pod's servers again and waits until they serve.
+    ///
+    /// # Errors
+    /// Why they do not.
+    pub fn restart_pod(&self, name: &str) -> Result<()> {
+        self.stop_pod(name);
+        self.start_pod(self.pod(name))?;
+        locked(&self.pods).get_mut(name).map_or(Ok(()), serving)
+    }
+
+    /// Tells a pod's servers to finish what they have: from now on each answer closes its connection.
+    ///
+    /// # Errors
+    /// When they have ended.
+    pub fn drain_pod(&self, name: &str) -> Result<()> {
+        locked(&self.pods).get(name).context("the pod's servers have ended")?.signal(Signal::SIGTERM)
+    }
+
     /// Ends a pod's servers.
     pub fn stop_pod(&self, name: &str) {
         locked(&self.pods).remove(name);
@@ -138,28 +170,26 @@ impl Lab {
     }
 
     fn serve(&self) -> Result<()> {
-        let binary = own_binary()?;
-        let mut pods = locked(&self.pods);
         for pod in &self.topology.pods {
-            let namespace = self.namespace(if pod.host_network() { pod.node.name() } else { &pod.name });
-            let mut command = namespace.command(&binary);
-            command.args(["serve", "--name", &pod.name]);
-            command.args(["--http", &HTTP_PORT.to_string(), "--echo", &ECHO_PORT.to_string()]);
-            let process = Process::start(&pod.name, command, &self.dir().join(format!("{}.log", pod.name)))?;
-            pods.insert(pod.name.clone(), process);
+            self.start_pod(pod)?;
         }
-        for process in pods.values_mut() {
-            wait_for("the pod's servers", Duration::from_secs(10), || match process.ended() {
-                Some(status) => Err(NotYet::Never(anyhow!("{} ended: {status}: {}", process.name, process.said()))),
-                None if process.said().contains("serving") => Ok(()),
-                None => Err(NotYet::Later(anyhow!("{} is silent", process.name))),
-            })?;
+        for process in locked(&self.pods).values_mut() {
+            serving(process)?;
         }
         if self.topology.upstream {
             *locked(&self.upstream) = Some(upstream::start(self.namespace("upstream"), self.dir())?);
         }
         Ok(())
     }
+}
+
+/// Waits until a pod's servers serve.
+fn serving(process: &mut Process) -> Result<()> {
+    wait_for("the pod's servers", Duration::from_secs(10), || match process.ended() {
+        Some(status) => Err(NotYet::Never(anyhow!("{} ended: {status}: {}", process.name, process.said()))),
+        None if process.said().contains("serving") => Ok(()),
+        None => Err(NotYet::Later(anyhow!("{} is silent", process.name))),
+    })
 }
 
 /// A panic of another thread says nothing about the processes.

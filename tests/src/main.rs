@@ -62,6 +62,7 @@ fn run(command: Command) -> Result<()> {
             if let Some(port) = echo {
                 gateway_lab::servers::echo(&name, port).with_context(|| format!("echo on port {port}"))?;
             }
+            gateway_lab::servers::drain_on_sigterm().context("a handler of SIGTERM")?;
             println!("{name}: serving");
             loop {
                 std::thread::park();

@@ -4,16 +4,39 @@
 use std::{
     io::{BufRead, BufReader, Read, Result, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
-use nix::sys::socket::{self, Backlog};
+use nix::sys::{
+    signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    socket::{self, Backlog},
+};
 
 use crate::stream;
 
 /// A datagram that asks who serves.
 pub const WHO: &[u8] = b"who are you?";
+
+/// Whether every answer is to be the last one of its connection.
+static DRAINING: AtomicBool = AtomicBool::new(false);
+
+/// From SIGTERM on, HTTP connections end with their next answer; new ones are still taken. So does a server that shuts down in good order.
+///
+/// # Errors
+/// When the kernel refuses the handler.
+pub fn drain_on_sigterm() -> Result<()> {
+    extern "C" fn drain(_: libc::c_int) {
+        DRAINING.store(true, Ordering::Relaxed);
+    }
+    let action = SigAction::new(SigHandler::Handler(drain), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing but store to an atomic, which is allowed in a signal handler.
+    unsafe { sigaction(Signal::SIGTERM, &action) }?;
+    Ok(())
+}
 
 /// Serves HTTP on a port of every address, for ever.
 ///
@@ -75,6 +98,7 @@ fn converse(name: &str, stream: TcpStream) -> Result<()> {
             }
             close |= header == "connection: close";
         }
+        close |= DRAINING.load(Ordering::Relaxed);
         let path = request.split(' ').nth(1).unwrap_or_default();
         let connection = if close { "close" } else { "keep-alive" };
         let head = |status: &str, length: u64| {

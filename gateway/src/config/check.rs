@@ -17,12 +17,15 @@ use crate::{
         log::{EVERY, LogConfig},
         zone::ALL_VIEWS,
     },
-    kernel::Timeouts,
+    kernel::{MssClamp, Timeouts},
     plan::VipKinds,
 };
 
 /// Most flows: 200 bytes of kernel memory each, allocated at start.
 const MAX_FLOWS: u32 = 1 << 24;
+/// Bounds of `datapath.mssClamp`: RFC 9293 section 3.7.1 has hosts assume 536 when nothing is said; 9,000-byte frames are the largest.
+const LEAST_MSS: u32 = 536;
+const MOST_MSS: u32 = 8_960;
 /// Most answers in the cache.
 const MAX_CACHE: u32 = 1 << 24;
 /// Most queries that wait for upstreams: each may hold a socket.
@@ -334,7 +337,22 @@ fn datapath(datapath: &file::Datapath) -> Checked<Datapath> {
         None => None,
     };
     let vips = vips(&datapath.vips)?;
-    Ok(Datapath { mode: datapath.mode, flows: datapath.flows, pin, timeouts: datapath.timeouts, vips })
+    let mss_clamp = mss_clamp(&datapath.mss_clamp)?;
+    Ok(Datapath { mode: datapath.mode, flows: datapath.flows, pin, timeouts: datapath.timeouts, vips, mss_clamp })
+}
+
+fn mss_clamp(text: &file::MssClampText) -> Checked<MssClamp> {
+    const KEY: &str = "datapath.mssClamp";
+    match text {
+        file::MssClampText::Word(word) if word == "off" => Ok(MssClamp::Off),
+        file::MssClampText::Word(word) if word == "auto" => Ok(MssClamp::Auto),
+        file::MssClampText::Word(word) => {
+            problem(KEY, format!("`{word}` is not known: write off, auto or a number of bytes"))
+        }
+        file::MssClampText::Number(bytes) => {
+            within(KEY, *bytes, LEAST_MSS, MOST_MSS, "bytes").map(|bytes| MssClamp::Bytes(bytes as u16))
+        }
+    }
 }
 
 fn vips(kinds: &[file::VipKind]) -> Checked<VipKinds> {

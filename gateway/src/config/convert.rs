@@ -34,6 +34,7 @@ impl Config {
             views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
             claims: claims.to_vec(),
             timeouts: self.datapath.timeouts,
+            mss_clamp: self.datapath.mss_clamp,
             sizes,
         }
     }

@@ -288,6 +288,15 @@ pub(super) struct Datapath {
     pub pin: Option<String>,
     pub timeouts: Timeouts,
     pub vips: Vec<VipKind>,
+    pub mss_clamp: MssClampText,
+}
+
+/// `datapath.mssClamp` as written: a word or a number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum MssClampText {
+    Number(u32),
+    Word(String),
 }
 
 /// An entry of `datapath.vips`.
@@ -312,6 +321,7 @@ impl Default for Datapath {
             pin: None,
             timeouts: Timeouts::default(),
             vips: vec![VipKind::ClusterIp],
+            mss_clamp: MssClampText::Word("off".to_owned()),
         }
     }
 }

@@ -19,7 +19,7 @@ pub use file::{Cache, Deny, DnsLimits, Pods, ReturnPath, Strangers};
 
 use crate::{
     dns::{LogConfig, Target, Upstream},
-    kernel::{Mode, Timeouts},
+    kernel::{Mode, MssClamp, Timeouts},
     plan::VipKinds,
 };
 
@@ -132,6 +132,8 @@ pub struct Datapath {
     pub timeouts: Timeouts,
     /// Which addresses of a Service are VIPs beside its ClusterIPs.
     pub vips: VipKinds,
+    /// Largest TCP segment announced.
+    pub mss_clamp: MssClamp,
 }
 
 /// A config that was checked as a whole.

@@ -2,7 +2,7 @@ use std::{net::SocketAddr, path::Path};
 
 use super::{Cache, Config, ConfigError, Deny, DnsLimits, Forward, ReturnPath, Source, Strangers};
 use crate::{
-    kernel::{Mode, Sizes, Timeouts},
+    kernel::{Mode, MssClamp, Sizes, Timeouts},
     plan::VipKinds,
 };
 
@@ -53,7 +53,7 @@ fn every_key_left_out_has_the_documented_default() {
     assert_eq!(config.datapath.mode, Mode::Auto);
     assert_eq!(config.datapath.flows, 262_144);
     assert_eq!(config.datapath.pin, None);
-    assert_eq!(config.datapath.timeouts, Timeouts::default());
+    assert_eq!((config.datapath.timeouts, config.datapath.mss_clamp), (Timeouts::default(), MssClamp::Off));
     assert_eq!(config.http, SocketAddr::from(([127, 0, 0, 1], 9153)));
     assert_eq!(config.log, "info");
 }
@@ -64,6 +64,10 @@ fn a_partly_given_section_keeps_the_other_defaults() {
         .expect("a valid config");
     assert_eq!(config.dns.cache, Cache { max_ttl: 60, ..Cache::default() });
     assert_eq!(config.datapath.timeouts, Timeouts { udp: 5, ..Timeouts::default() });
+    let clamp = |text: &str| {
+        parse(&format!("{LEAST}datapath: {{mssClamp: {text}}}\n")).expect("a valid config").datapath.mss_clamp
+    };
+    assert_eq!((clamp("auto"), clamp("off"), clamp("1360")), (MssClamp::Auto, MssClamp::Off, MssClamp::Bytes(1360)));
 }
 
 #[test]
@@ -97,6 +101,7 @@ datapath:
   flows: 1000
   pin: /sys/fs/bpf/gateway
   vips: [loadBalancer, clusterIP, externalIP]
+  mssClamp: 1360
   timeouts: {tcpSyn: 1, tcpEstablished: 2, tcpFin: 3, tcpRst: 4, udp: 5, icmp: 6}
 node: worker-1.example
 http: "[::1]:9999"
@@ -237,6 +242,8 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("dns: {cache: {stale: -1}}"), &["dns.cache.stale", "-1"]),
         (with("datapath: {flows: 0}"), &["datapath.flows"]),
         (with("datapath: {flows: 4000000000}"), &["datapath.flows", "16777216"]),
+        (with("datapath: {mssClamp: 100}"), &["datapath.mssClamp", "536"]),
+        (with("datapath: {mssClamp: on}"), &["datapath.mssClamp", "auto"]),
         (with("datapath: {mode: fast}"), &["datapath.mode", "fast", "native"]),
         (with("datapath: {vips: [externalIP]}"), &["datapath.vips", "lacks clusterIP"]),
         (with("datapath: {vips: [clusterIP, clusterIP]}"), &["datapath.vips[1]", "twice"]),

@@ -16,11 +16,15 @@ use aya::{
     util::KernelVersion,
 };
 
+use gateway_common::maps::{Vlan, VlanKey, vlan};
+
 use super::{
     Attachment, KernelError, Mode,
     error::{denied, errno},
     netlink::{Kind, Link},
     pin::Pins,
+    table::Table,
+    vlan::{Below, strips_tags},
 };
 
 /// What an interface is to the gateway. The role is the program.
@@ -43,6 +47,12 @@ impl Role {
         match self {
             Self::Uplink => "xdp_uplink",
             Self::Cluster => "xdp_cluster",
+        }
+    }
+    const fn vlan(self) -> u32 {
+        match self {
+            Self::Uplink => vlan::UPLINK,
+            Self::Cluster => vlan::CLUSTER,
         }
     }
     const fn tc(self) -> &'static str {
@@ -118,6 +128,24 @@ struct Attached {
     xdp: Option<(&'static str, Hold)>,
     tc: Vec<Hold>,
     kind: Kind,
+    /// Of a VLAN device: XDP on the lowest device takes its frames, by this entry of `VLANS`.
+    below: Option<VlanKey>,
+}
+
+/// A device that is attached for the VLANs on it alone.
+#[derive(Debug)]
+struct Lowest {
+    xdp: (&'static str, Hold),
+    kind: Kind,
+}
+
+/// What attaching depends on beside the link itself.
+#[derive(Debug, Default)]
+pub(super) struct Around {
+    /// Of a VLAN device: where its frames are on the wire.
+    pub(super) below: Option<Below>,
+    /// VLAN devices stand on it.
+    pub(super) carries_vlans: bool,
 }
 
 impl Attached {
@@ -132,13 +160,20 @@ pub(super) struct Attacher {
     mode: Mode,
     pins: Option<Pins>,
     attached: BTreeMap<u32, Attached>,
+    lowest: BTreeMap<u32, Lowest>,
+    vlans: Table<VlanKey, Vlan>,
     /// Interfaces that could not be attached: told once, tried again when they change.
     failed: HashMap<u32, String>,
 }
 
 impl Attacher {
-    pub(super) fn new(mode: Mode, pins: Option<Pins>) -> Self {
-        Self { mode, pins, attached: BTreeMap::new(), failed: HashMap::new() }
+    pub(super) fn new(mode: Mode, pins: Option<Pins>, vlans: Table<VlanKey, Vlan>) -> Self {
+        Self { mode, pins, attached: BTreeMap::new(), lowest: BTreeMap::new(), vlans, failed: HashMap::new() }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn vlans(&self) -> &Table<VlanKey, Vlan> {
+        &self.vlans
     }
 
     /// For people.
@@ -148,7 +183,11 @@ impl Attacher {
             .map(|a| Attachment {
                 interface: a.name.clone(),
                 role: a.role.name(),
-                xdp: a.xdp.as_ref().map(|(mode, _)| *mode),
+                xdp: a
+                    .xdp
+                    .as_ref()
+                    .map(|(mode, _)| *mode)
+                    .or_else(|| self.xdp_on(a.below?.ifindex).map(|(mode, _)| mode)),
                 tc: !a.tc.is_empty(),
             })
             .collect()
@@ -161,7 +200,14 @@ impl Attacher {
 
     /// Whether XDP may redirect into the interface.
     pub(super) fn takes_frames(&self, index: u32) -> bool {
-        self.attached.get(&index).is_some_and(|a| a.xdp.is_some() && matches!(a.kind, Kind::Nic | Kind::Veth))
+        let device = self.attached.get(&index).and_then(|a| a.below).map_or(index, |key| key.ifindex);
+        self.xdp_on(device).is_some_and(|(_, kind)| matches!(kind, Kind::Nic | Kind::Veth))
+    }
+
+    /// How XDP is attached to that very device.
+    fn xdp_on(&self, index: u32) -> Option<(&'static str, Kind)> {
+        let own = self.attached.get(&index).and_then(|a| Some((a.xdp.as_ref()?.0, a.kind)));
+        own.or_else(|| self.lowest.get(&index).map(|l| (l.xdp.0, l.kind)))
     }
 
     /// The interface is gone, and what was attached with it.
@@ -169,13 +215,32 @@ impl Attacher {
         self.failed.remove(&index);
         let attached = self.attached.remove(&index);
         let was = attached.is_some();
+        if let Some(key) = attached.as_ref().and_then(|a| a.below) {
+            self.leave(key);
+        }
         attached.into_iter().flat_map(Attached::holds).for_each(Hold::release);
+        if let Some(lowest) = self.lowest.remove(&index) {
+            lowest.xdp.1.release();
+        }
         was
+    }
+
+    /// A VLAN's frames are not for XDP any more.
+    fn leave(&mut self, key: VlanKey) {
+        if let Err(error) = self.vlans.remove(&key) {
+            tracing::error!(?key, %error, "a VLAN cannot be taken out of the datapath");
+        }
+        if !self.attached.values().any(|a| a.below.is_some_and(|other| other.ifindex == key.ifindex))
+            && let Some(lowest) = self.lowest.remove(&key.ifindex)
+        {
+            lowest.xdp.1.release();
+        }
     }
 
     /// The pins that are in use.
     pub(super) fn pinned(&self) -> HashSet<PathBuf> {
         let holds = self.attached.values().flat_map(|a| a.xdp.iter().map(|(_, hold)| hold).chain(&a.tc));
+        let holds = holds.chain(self.lowest.values().map(|l| &l.xdp.1));
         holds.filter_map(|hold| if let Hold::Pinned { path, .. } = hold { Some(path.clone()) } else { None }).collect()
     }
 
@@ -187,19 +252,22 @@ impl Attacher {
     /// Takes off what this agent has attached; what it found pinned stays.
     pub(super) fn clear(&mut self) {
         let attached = std::mem::take(&mut self.attached);
-        attached.into_values().flat_map(Attached::holds).filter(|hold| !hold.is_inherited()).for_each(Hold::release);
+        let lowest = std::mem::take(&mut self.lowest).into_values().map(|l| l.xdp.1);
+        let holds = attached.into_values().flat_map(Attached::holds).chain(lowest);
+        holds.filter(|hold| !hold.is_inherited()).for_each(Hold::release);
         self.failed.clear();
     }
 
     /// Forgets what is attached; what is pinned goes on.
     pub(super) fn let_go(&mut self) {
         self.attached.clear();
+        self.lowest.clear();
     }
 
     /// As [`Self::attach`], in the background, where TC alone is better than nothing: a failure is logged once for each interface
     /// and reason.
-    pub(super) fn attach_quietly(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> bool {
-        match self.attach_as(ebpf, link, role, false) {
+    pub(super) fn attach_quietly(&mut self, ebpf: &mut Ebpf, link: &Link, around: &Around, role: Role) -> bool {
+        match self.attach_as(ebpf, link, around, role, false) {
             Ok(new) => {
                 self.failed.remove(&link.index);
                 new
@@ -216,29 +284,40 @@ impl Attacher {
     }
 
     /// Attaches the programs of `role`, as the mode asks; `false` when they are there already.
-    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role) -> Result<bool, KernelError> {
-        self.attach_as(ebpf, link, role, true)
+    pub(super) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        around: &Around,
+        role: Role,
+    ) -> Result<bool, KernelError> {
+        self.attach_as(ebpf, link, around, role, true)
     }
 
-    fn attach_as(&mut self, ebpf: &mut Ebpf, link: &Link, role: Role, strict: bool) -> Result<bool, KernelError> {
+    fn attach_as(
+        &mut self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        around: &Around,
+        role: Role,
+        strict: bool,
+    ) -> Result<bool, KernelError> {
         if self.has(link.index, role) || link.kind == Kind::Loopback {
             return Ok(false);
         }
         // A cluster interface that becomes an uplink.
         self.attached.remove(&link.index);
-        let wanted = match tier(self.mode, link.kind, role) {
-            Tier::None => None,
-            Tier::Try => Some(("native", XdpMode::Driver, false)),
-            Tier::Native => Some(("native", XdpMode::Driver, strict)),
-            Tier::Generic => Some(("generic", XdpMode::Skb, strict)),
-        };
         let mut xdp = None;
-        if let Some((name, mode, strict)) = wanted {
-            match self.attach_xdp(ebpf, link, role, name, mode) {
-                Ok(attached) => xdp = Some((name, attached)),
-                Err(error) if strict => return Err(error),
-                Err(error) => tracing::warn!(interface = %link.name, "{error}; going on with TC alone"),
-            }
+        let mut below = None;
+        let tried = if link.kind == Kind::Vlan && self.mode != Mode::Generic {
+            self.attach_below(ebpf, link, around, role, strict).map(|key| below = key)
+        } else {
+            self.attach_here(ebpf, link, around, role, strict).map(|attached| xdp = attached)
+        };
+        match tried {
+            Err((error, true)) => return Err(error),
+            Err((error, false)) => tracing::warn!(interface = %link.name, "{error}; going on with TC alone"),
+            Ok(()) => {}
         }
         let mut tc = vec![self.attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
         if role == Role::Uplink {
@@ -247,11 +326,85 @@ impl Attacher {
         tracing::info!(
             interface = %link.name,
             role = role.name(),
-            xdp = xdp.as_ref().map_or("none", |(mode, _)| *mode),
+            xdp = xdp.as_ref().map(|(mode, _)| *mode).or_else(|| Some(self.xdp_on(below?.ifindex)?.0)).unwrap_or("none"),
             "attached"
         );
-        self.attached.insert(link.index, Attached { name: link.name.clone(), role, xdp, tc, kind: link.kind });
+        self.attached.insert(link.index, Attached { name: link.name.clone(), role, xdp, tc, kind: link.kind, below });
+        if let Some(key) = below {
+            let value = Vlan { ifindex: link.index, role: role.vlan() };
+            self.vlans.put(&key, &value).map_err(|source| KernelError::map("VLANS", source))?;
+        }
         Ok(true)
+    }
+
+    /// XDP onto the interface itself, where the mode asks for it. With an error: whether it matters.
+    fn attach_here(
+        &mut self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        around: &Around,
+        role: Role,
+        strict: bool,
+    ) -> Result<Option<(&'static str, Hold)>, (KernelError, bool)> {
+        let (name, mode, strict) = match tier(self.mode, link.kind, role) {
+            Tier::None => return Ok(None),
+            Tier::Try => ("native", XdpMode::Driver, false),
+            Tier::Native => ("native", XdpMode::Driver, strict),
+            Tier::Generic => ("generic", XdpMode::Skb, strict),
+        };
+        // Stripped frames of those VLANs would look like this interface's own.
+        if around.carries_vlans && link.kind != Kind::Veth && strips_tags(&link.name) {
+            let name = &link.name;
+            let why = format!(
+                "there are VLANs on it, whose tags it takes off before XDP sees them: `ethtool -K {name} rxvlan off`, or set \
+                 datapath.mode: tc"
+            );
+            return Err((KernelError::Attach { interface: name.clone(), what: "XDP", why }, strict));
+        }
+        // For its VLANs alone until now.
+        let before = self.lowest.remove(&link.index).map(|l| l.xdp.1);
+        let fresh = matches!(before, Some(Hold::Pinned { fresh: true, .. }));
+        drop(before);
+        match self.attach_xdp(ebpf, link, role, name, mode) {
+            Ok(Hold::Pinned { path, fresh: new }) => Ok(Some((name, Hold::Pinned { path, fresh: new || fresh }))),
+            Ok(hold) => Ok(Some((name, hold))),
+            Err(error) => Err((error, strict)),
+        }
+    }
+
+    /// XDP onto the device that a VLAN's frames arrive on, where it sees their tags; the VLAN's entry in `VLANS` then.
+    fn attach_below(
+        &mut self,
+        ebpf: &mut Ebpf,
+        link: &Link,
+        around: &Around,
+        role: Role,
+        strict: bool,
+    ) -> Result<Option<VlanKey>, (KernelError, bool)> {
+        let native = self.mode == Mode::Native;
+        let error = |why| KernelError::Attach { interface: link.name.clone(), what: "native XDP", why };
+        let Some(below) = &around.below else {
+            let why =
+                "it is no VLAN of one or two 802.1Q tags without priorities: set datapath.mode to auto or tc".into();
+            return if native && role == Role::Uplink { Err((error(why), strict)) } else { Ok(None) };
+        };
+        if !native && tier(self.mode, below.lowest.kind, role) != Tier::Try {
+            return Ok(None);
+        }
+        if let Some(why) = below.hidden() {
+            return Err((error(format!("{why}; or set datapath.mode to auto or tc")), strict && native));
+        }
+        if self.xdp_on(below.lowest.index).is_none() {
+            // Its untagged frames are nobody's business but those that are replies.
+            match self.attach_xdp(ebpf, &below.lowest, Role::Cluster, "native", XdpMode::Driver) {
+                Ok(hold) => {
+                    let lowest = Lowest { xdp: ("native", hold), kind: below.lowest.kind };
+                    self.lowest.insert(below.lowest.index, lowest);
+                }
+                Err(error) => return Err((error, strict && native)),
+            }
+        }
+        Ok(Some(below.key()))
     }
 }
 

@@ -12,10 +12,12 @@ use gateway_common::maps::{NextHop, nexthop};
 use ipnet::IpNet;
 
 use super::{
+    attach::Around,
     family,
     netlink::{Link, Neighbour, Netlink, Route},
     pin::{self, Heritage},
     table::Table,
+    vlan::Below,
 };
 
 /// How long the index of an unused next hop rests before somebody else gets it, beside no flow naming it.
@@ -164,6 +166,17 @@ impl Hops {
     /// A link by index.
     pub(super) fn link(&self, index: u32) -> Option<&Link> {
         self.links.get(&index)
+    }
+
+    /// Where a VLAN device's frames are on the wire.
+    pub(super) fn below(&self, link: &Link) -> Option<Below> {
+        Below::of(link, |index| self.links.get(&index))
+    }
+
+    /// What attaching to a link depends on.
+    pub(super) fn around(&self, link: &Link) -> Around {
+        let carries_vlans = self.links.values().any(|l| l.vlan.is_some_and(|(below, _)| below == link.index));
+        Around { below: self.below(link), carries_vlans }
     }
 
     /// A link by name.
@@ -345,6 +358,10 @@ impl Hops {
         let Some(link) = self.links.get(&route.oif).filter(|l| l.up) else { return value };
         value.ifindex = link.index;
         value.xdp_ifindex = link.index;
+        if let Some(below) = self.below(link) {
+            value.xdp_ifindex = below.lowest.index;
+            value.tags = below.vids;
+        }
         value.mtu = u16::try_from(link.mtu.min(route.mtu.unwrap_or(u32::MAX))).unwrap_or(u16::MAX);
         if self.xdp.contains(&link.index) {
             value.flags |= nexthop::XDP;

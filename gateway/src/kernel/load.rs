@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use nix::time::{ClockId, clock_getres};
 
 use super::{
-    KernelError, Mode, OBJECT, Settings,
+    KernelError, Mode, MssClamp, OBJECT, Settings,
     attach::{TC_PROGRAMS, XDP_PROGRAMS, tc_program, xdp_program},
     family::{self, Pair},
     netlink::{Kind, Link, Netlink},
@@ -249,6 +249,11 @@ pub(super) fn config(settings: &Settings, uplinks: &[String], own: &[IpAddr], hz
             value.flags |= bit;
         }
     }
+    value.mss_clamp = match settings.mss_clamp {
+        MssClamp::Off => 0,
+        MssClamp::Auto => config::MSS_AUTO,
+        MssClamp::Bytes(bytes) => bytes.into(),
+    };
     value.own4 = own4.and_then(octets4).unwrap_or_default();
     value.own6 = own6.and_then(octets6).unwrap_or_default();
     value.snat_port = *settings.snat_ports.start();

@@ -29,6 +29,7 @@ mod sysctl;
 mod table;
 #[cfg(test)]
 mod tests;
+mod vlan;
 mod worker;
 
 use std::{
@@ -66,6 +67,18 @@ pub enum Mode {
     Off,
 }
 
+/// `datapath.mssClamp`: what becomes of the segment size that TCP's ends announce (RFC 9293 section 3.7.1) when it is larger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MssClamp {
+    /// Nothing: path MTU discovery works through the gateway.
+    #[default]
+    Off,
+    /// What the way out takes.
+    Auto,
+    /// So many bytes.
+    Bytes(u16),
+}
+
 /// What the datapath is told once, when it is loaded.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -97,6 +110,8 @@ pub struct Settings {
     pub claims: Vec<IpNet>,
     /// Timeouts of flows.
     pub timeouts: Timeouts,
+    /// Largest TCP segment announced.
+    pub mss_clamp: MssClamp,
     /// Sizes of the maps that depend on the cluster.
     pub sizes: Sizes,
 }

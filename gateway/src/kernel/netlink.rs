@@ -19,7 +19,9 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage as Message,
         address::{AddressAttribute, AddressMessage, AddressScope},
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+        link::{
+            InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
@@ -40,7 +42,9 @@ pub(super) enum Kind {
     Veth,
     /// Bond or team: native XDP reaches the cards below.
     Bond,
-    /// Bridge, VLAN, overlay, tunnel, or anything else: TC alone.
+    /// A VLAN on another device.
+    Vlan,
+    /// Bridge, overlay, tunnel, or anything else: TC alone.
     Other,
     /// The loopback device: never touched.
     Loopback,
@@ -56,6 +60,8 @@ pub(super) struct Link {
     /// Hardware address; `None` on devices without an Ethernet header.
     pub(super) mac: Option<[u8; 6]>,
     pub(super) up: bool,
+    /// Of an 802.1Q VLAN device without priority mapping: the device below, and the VLAN's ID.
+    pub(super) vlan: Option<(u32, u16)>,
 }
 
 /// The way to an address.
@@ -407,14 +413,20 @@ fn link(m: &LinkMessage) -> Option<Link> {
     let mut address = None;
     let mut kind = None;
     let mut device = false;
+    let (mut below, mut elsewhere, mut id) = (None, false, None);
     for a in &m.attributes {
         match a {
             LinkAttribute::IfName(n) => name = Some(n.clone()),
             LinkAttribute::Mtu(v) => mtu = *v,
             LinkAttribute::Address(v) => address = mac(v),
             LinkAttribute::ParentDevName(_) => device = true,
+            LinkAttribute::Link(index) => below = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(|i| if let LinkInfo::Kind(k) = i { Some(k.clone()) } else { None });
+                id = infos
+                    .iter()
+                    .find_map(|i| if let LinkInfo::Data(InfoData::Vlan(v)) = i { vlan_id(v) } else { None });
             }
             _ => {}
         }
@@ -424,6 +436,7 @@ fn link(m: &LinkMessage) -> Option<Link> {
         _ if loopback => Kind::Loopback,
         Some(InfoKind::Veth) => Kind::Veth,
         Some(InfoKind::Bond | InfoKind::Team) => Kind::Bond,
+        Some(InfoKind::Vlan) => Kind::Vlan,
         None if device => Kind::Nic,
         _ => Kind::Other,
     };
@@ -435,7 +448,23 @@ fn link(m: &LinkMessage) -> Option<Link> {
         mtu,
         mac: address.filter(|_| ether),
         up: m.header.flags.contains(LinkFlags::Up),
+        vlan: below.zip(id).filter(|_| kind == Kind::Vlan && !elsewhere),
     })
+}
+
+/// The ID of a VLAN whose tags XDP can write: 802.1Q, priority 0.
+fn vlan_id(data: &[InfoVlan]) -> Option<u16> {
+    let mut id = None;
+    for info in data {
+        match info {
+            InfoVlan::Id(n) => id = Some(*n),
+            InfoVlan::Protocol(VlanProtocol::Ieee8021Q) => {}
+            InfoVlan::Protocol(_) => return None,
+            InfoVlan::EgressQos(map) if !map.is_empty() => return None,
+            _ => {}
+        }
+    }
+    id
 }
 
 fn table(m: &RouteMessage) -> u32 {
@@ -498,4 +527,33 @@ fn neighbour(m: &NeighbourMessage) -> Option<Neighbour> {
         mac: hardware.filter(|_| valid),
         stale: m.header.state == NeighbourState::Stale,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vlan(protocol: VlanProtocol, more: Option<LinkAttribute>) -> Link {
+        let mut m = LinkMessage::default();
+        m.header.index = 9;
+        m.header.link_layer_type = LinkLayerType::Ether;
+        let data = InfoData::Vlan(vec![InfoVlan::Protocol(protocol), InfoVlan::Id(300)]);
+        m.attributes = vec![
+            LinkAttribute::IfName("eth0.300".into()),
+            LinkAttribute::Link(4),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]),
+        ];
+        m.attributes.extend(more);
+        link(&m).unwrap()
+    }
+
+    #[test]
+    fn a_vlan_device_is_told_by_its_tag_and_the_device_below() {
+        let plain = vlan(VlanProtocol::Ieee8021Q, None);
+        assert_eq!((plain.kind, plain.vlan), (Kind::Vlan, Some((4, 300))));
+        let service = vlan(VlanProtocol::Ieee8021Ad, None);
+        assert_eq!((service.kind, service.vlan), (Kind::Vlan, None), "XDP writes no such tags");
+        let foreign = vlan(VlanProtocol::Ieee8021Q, Some(LinkAttribute::LinkNetNsId(0)));
+        assert_eq!(foreign.vlan, None, "the index below is another namespace's");
+    }
 }

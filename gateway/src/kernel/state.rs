@@ -96,10 +96,11 @@ impl Shared {
         let counters = PerCpuCounters::open(&ebpf)?;
         let clock = Table::open(&ebpf, "CLOCK")?;
         let client_hops = Pair::open(&ebpf, "CLIENT_HOPS4", "CLIENT_HOPS6")?;
+        let vlans = Table::open(&ebpf, "VLANS")?;
         // The last step that can fail, so that a failure leaves nothing to put back.
         let sysctls = Sysctls::set(&settings.snat_ports, settings.has_clients(true))?;
         let state = State {
-            attacher: Attacher::new(settings.mode, pins.clone()),
+            attacher: Attacher::new(settings.mode, pins.clone(), vlans),
             pins,
             settings: settings.clone(),
             ebpf,
@@ -183,11 +184,11 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct State {
     // Before `ebpf`: links go before the programs they hold.
-    attacher: Attacher,
+    pub(super) attacher: Attacher,
     pins: Option<Pins>,
     settings: Settings,
-    ebpf: Ebpf,
-    hops: Hops,
+    pub(super) ebpf: Ebpf,
+    pub(super) hops: Hops,
     services: Services,
     clock: Table<u32, u64>,
     client_hops: Pair<[u8; 4], [u8; 16], u32>,
@@ -289,10 +290,12 @@ impl State {
             names.iter().map(find).collect()
         };
         for link in named("uplinks", &self.uplinks, &self.hops)? {
-            self.attacher.attach(&mut self.ebpf, &link, Role::Uplink)?;
+            let around = self.hops.around(&link);
+            self.attacher.attach(&mut self.ebpf, &link, &around, Role::Uplink)?;
         }
         for link in named("clusterInterfaces", &self.settings.cluster_interfaces, &self.hops)? {
-            self.attacher.attach(&mut self.ebpf, &link, Role::Cluster)?;
+            let around = self.hops.around(&link);
+            self.attacher.attach(&mut self.ebpf, &link, &around, Role::Cluster)?;
         }
         Ok(())
     }
@@ -320,7 +323,8 @@ impl State {
         let mut new = false;
         for (role, links) in [(Role::Uplink, uplinks), (Role::Cluster, clusters)] {
             for link in links {
-                new |= self.attacher.attach_quietly(&mut self.ebpf, &link, role);
+                let around = self.hops.around(&link);
+                new |= self.attacher.attach_quietly(&mut self.ebpf, &link, &around, role);
             }
         }
         if new && let Err(error) = self.allow_frames() {

@@ -1,14 +1,21 @@
 //! Promises about what is attached, and that nothing stays.
 
+use gateway_common::maps::Vlan;
 use std::{os::unix::fs::MetadataExt as _, sync::Arc};
 
 use super::{
     Row, endpoint, name,
-    net::{eventually, skip},
+    net::{eventually, no_vlans, skip},
     plan, settings,
 };
 use crate::{
-    kernel::{Attachment, Kernel, KernelError, Mode},
+    kernel::{
+        Attachment, Kernel, KernelError, Mode,
+        attach::{Around, Role},
+        netlink::{Kind, Link},
+        state::State,
+        vlan::Below,
+    },
     model::Protocol,
 };
 
@@ -164,6 +171,74 @@ fn an_uplink_that_cannot_take_native_xdp_is_an_error_and_nothing_stays() {
     let error = attached(&kernel, &row).unwrap_err().to_string();
     assert!(error.contains("native XDP to br0") && error.contains("datapath.mode"), "{error}");
     assert!(!row.node.command("ip", "-d link show dev up0").contains("xdp"));
+    drop_inside(kernel, &row);
+}
+
+#[test]
+fn a_vlan_uplink_on_a_veth_is_no_place_for_native_xdp_and_the_error_says_why() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    if no_vlans(&row.node) {
+        return;
+    }
+    row.node.ip("link add link up0 name up0.5 type vlan id 5");
+    row.node.ip("link set up0.5 up");
+    row.node.ip("addr add 10.90.5.1/24 dev up0.5");
+    let of = |mode| super::Settings { uplinks: vec!["up0.5".into()], ..settings(mode) };
+    let kernel = Arc::new(row.load(of(Mode::Native)).unwrap());
+    let error = attached(&kernel, &row).unwrap_err().to_string();
+    assert!(error.contains("native XDP to up0.5: up0 is a veth") && error.contains("datapath.mode"), "{error}");
+    drop_inside(kernel, &row);
+    let kernel = Arc::new(row.load(of(Mode::Auto)).unwrap());
+    let list = attached(&kernel, &row).unwrap();
+    assert_eq!(list, [Attachment { interface: "up0.5".into(), role: "uplink", xdp: None, tc: true }]);
+    drop_inside(kernel, &row);
+}
+
+/// With a veth as the card, and another one as the VLAN on it: what the datapath is told of a card that shows its tags.
+#[test]
+fn xdp_for_a_vlan_is_attached_below_it_and_goes_with_the_last_one() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    row.node.command("ethtool", "-K up0 rxvlan off");
+    let kernel = Arc::new(row.load(settings(Mode::Native)).unwrap());
+    let inside = Arc::clone(&kernel);
+    let xdp = || row.node.command("ip", "-d link show dev up0").contains("xdp");
+    let (card, vlan, key) = row.node.run(move || {
+        let mut state = inside.shared.state();
+        let card = Link { kind: Kind::Nic, ..state.hops.link_named("up0").unwrap().clone() };
+        let vlan = Link { kind: Kind::Vlan, ..state.hops.link_named("down0").unwrap().clone() };
+        let below = Below { lowest: card.clone(), vids: [[0, 5], [1, 44]] };
+        let key = below.key();
+        let around = Around { below: Some(below), carries_vlans: false };
+        let State { attacher, ebpf, .. } = &mut *state;
+        assert!(attacher.attach(ebpf, &vlan, &around, Role::Uplink).unwrap());
+        assert!(attacher.takes_frames(vlan.index), "frames go out below");
+        (card, vlan, key)
+    });
+    assert!(xdp());
+    let listed = Attachment { interface: "down0".into(), role: "uplink", xdp: Some("native"), tc: true };
+    assert_eq!(kernel.attachments(), std::slice::from_ref(&listed));
+    let vlans = kernel.shared.state().attacher.vlans().clone();
+    assert_eq!(vlans.get(&key).unwrap(), Some(Vlan { ifindex: vlan.index, role: 1 }));
+    // The card becomes an uplink of its own: one program serves both.
+    let inside = Arc::clone(&kernel);
+    let (index, both) = (card.index, card);
+    row.node.run(move || {
+        let mut state = inside.shared.state();
+        let State { attacher, ebpf, .. } = &mut *state;
+        assert!(attacher.attach(ebpf, &both, &Around::default(), Role::Uplink).unwrap());
+    });
+    assert_eq!((kernel.attachments().len(), xdp()), (2, true));
+    kernel.shared.state().attacher.forget(index);
+    assert!(!xdp(), "the VLAN goes on in TC");
+    assert_eq!(kernel.attachments(), [Attachment { xdp: None, ..listed }]);
+    kernel.shared.state().attacher.forget(vlan.index);
+    assert_eq!(vlans.get(&key).unwrap(), None);
     drop_inside(kernel, &row);
 }
 

@@ -11,7 +11,7 @@ mod traffic;
 use std::net::IpAddr;
 
 use self::net::Namespace;
-use super::{Kernel, Mode, Settings, Sizes, Timeouts};
+use super::{Kernel, Mode, MssClamp, Settings, Sizes, Timeouts};
 use crate::{
     model::{ObjectName, Protocol},
     plan::{Endpoint, Frontend, ServicePlan},
@@ -76,6 +76,7 @@ pub(super) fn settings(mode: Mode) -> Settings {
         views: vec![vec!["10.90.1.0/24".parse().unwrap()]],
         claims: vec!["10.1.0.0/16".parse().unwrap()],
         timeouts: Timeouts::default(),
+        mss_clamp: MssClamp::Off,
         sizes: Sizes::default(),
     }
 }

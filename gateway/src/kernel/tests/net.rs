@@ -107,6 +107,20 @@ pub(super) fn skip() -> bool {
     true
 }
 
+/// True, and says so, when this kernel has no VLAN devices.
+pub(super) fn no_vlans(namespace: &Namespace) -> bool {
+    let made = namespace.run(|| {
+        let args = ["link", "add", "link", "up0", "name", "probe", "type", "vlan", "id", "9"];
+        Command::new("ip").args(args).output().is_ok_and(|out| out.status.success())
+    });
+    if made {
+        namespace.ip("link del probe");
+    } else {
+        eprintln!("skipped: this kernel has no VLAN devices");
+    }
+    !made
+}
+
 /// Waits until `check` holds; fails the test after five seconds.
 #[track_caller]
 pub(super) fn eventually(what: &str, mut check: impl FnMut() -> bool) {

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Row, endpoint, name,
-    net::{Namespace, eventually, skip},
+    net::{Namespace, eventually, no_vlans, skip},
     plan, settings,
 };
 use crate::{
@@ -144,6 +144,48 @@ fn clients_reach_endpoints_in_native_xdp() {
 #[test]
 fn clients_reach_endpoints_in_generic_xdp() {
     clients_reach_endpoints(Mode::Generic);
+}
+
+#[test]
+fn clients_behind_one_and_two_vlan_tags_reach_endpoints() {
+    if skip() {
+        return;
+    }
+    for device in ["up0.5", "up0.5.300"] {
+        let row = Row::new();
+        if no_vlans(&row.node) {
+            return;
+        }
+        let tagged = |namespace: &Namespace, dev: &str, addr: &str| {
+            namespace.ip(&format!("addr del {addr} dev {dev}"));
+            namespace.ip(&format!("link add link {dev} name {dev}.5 type vlan id 5"));
+            namespace.ip(&format!("link add link {dev}.5 name {dev}.5.300 type vlan id 300"));
+            namespace.ip(&format!("link set {dev}.5 up"));
+            namespace.ip(&format!("link set {dev}.5.300 up"));
+            let top = device.replacen("up0", dev, 1);
+            namespace.ip(&format!("addr add {addr} dev {top}"));
+        };
+        tagged(&row.node, "up0", "10.90.1.1/24");
+        tagged(&row.client, "eth0", "10.90.1.100/24");
+        row.client.ip("route add default via 10.90.1.1");
+        serve_tcp(&row.server, "10.90.3.2:8080");
+        serve_tcp(&row.server, "10.90.3.3:8080");
+        let kernel = started_with(&row, Settings { uplinks: vec![device.into()], ..settings(Mode::Auto) });
+        let uplink = kernel.attachments().into_iter().find(|a| a.role == "uplink").unwrap();
+        assert_eq!((uplink.interface.as_str(), uplink.xdp, uplink.tc), (device, None, true));
+        let text = get(&row.client, "10.1.0.1:80").unwrap();
+        assert!(text.contains(" 10.90.1.1:"), "{device}: {text}");
+        let hop = |state: &crate::kernel::state::State| {
+            let hop = state.client_hop([10, 90, 1, 100].into()).filter(|hop| *hop != 0)?;
+            state.next_hops().get(&hop).unwrap()
+        };
+        eventually("the client's next hop", || hop(&kernel.shared.state()).is_some());
+        let hop = hop(&kernel.shared.state()).unwrap();
+        let inner = if device == "up0.5" { [0, 0] } else { [1, 44] };
+        assert_eq!(hop.tags, [[0, 5], inner]);
+        assert_ne!(hop.xdp_ifindex, hop.ifindex, "XDP would have to send below, with the tags");
+        end(&row, kernel);
+    }
 }
 
 #[test]
