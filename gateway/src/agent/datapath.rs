@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::{
     config::Config,
     dns::{AnswerStore, NoStore},
-    kernel::{Attachment, Counters, FlowInfo, Kernel, KernelError, Mode, Sizes},
+    kernel::{Attachment, Counters, Explanation, FlowInfo, Kernel, KernelError, Mode, Question, Sizes},
     model::ObjectName,
     plan::ServicePlan,
 };
@@ -65,6 +65,12 @@ impl Datapath {
                 Vec::new()
             }
         }
+    }
+
+    /// What the datapath would do; `None` without one.
+    pub fn explain(&self, question: &Question, views: &[String]) -> Option<Explanation> {
+        let told = self.0.as_ref()?.explain(question, views);
+        Some(told.unwrap_or_else(|error| Explanation::default().end("unknown", error.to_string())))
     }
 
     /// Flows at the last sweep.

@@ -23,7 +23,7 @@ use crate::{
         metrics::Family,
         report::{self, Counts, Drop, Readiness, Status},
     },
-    kernel::{Counters, FlowInfo},
+    kernel::{Counters, Explanation, FlowInfo, Question},
     model::{Here, ObjectName},
     node,
     plan::ServicePlan,
@@ -223,6 +223,14 @@ impl Agent for State {
         let snapshot = self.resolver.get().map(|resolver| resolver.snapshot(CACHE_SHOWN));
         // Numbers, strings and lists only: that cannot fail.
         serde_json::to_value(snapshot).unwrap_or_default()
+    }
+
+    fn explain(&self, question: &Question) -> Explanation {
+        let none =
+            || Explanation::default().end("passed", "datapath.mode is off: packets and queries are the node's own");
+        self.datapath
+            .get()
+            .map_or_else(none, |datapath| datapath.explain(question, &self.view_names).unwrap_or_else(none))
     }
 
     fn drops(&self) -> Vec<Drop> {

@@ -64,9 +64,14 @@ enum Command {
         /// Destination port
         #[arg(long, value_name = "N", conflicts_with = "name")]
         port: Option<u16>,
+        /// Source port: with it the very endpoint is told
+        #[arg(long, value_name = "N", conflicts_with = "name")]
+        sport: Option<u16>,
         /// Name asked for
         #[arg(long, value_name = "NAME", conflicts_with = "to")]
         name: Option<String>,
+        #[command(flatten)]
+        ask: Ask,
     },
     /// The route and resolver commands for a client, with this cluster's values
     SetupClient {
@@ -152,16 +157,18 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Flows { ask, limit } => show(&ask, &format!("flows?limit={limit}"), table::flows)?,
         Command::Dns(ask) => show(&ask, "dns", table::dns)?,
         Command::Drops(ask) => show(&ask, "drops", table::drops)?,
-        Command::Explain { from, to, proto, port, name } => {
-            let what = match (to, proto, port, name) {
-                (Some(to), Some(proto), Some(port), _) => {
-                    format!("{proto:?} {from} to {to} port {port}").to_lowercase()
-                }
-                (_, _, _, name) => format!("{from} asking for {}", name.unwrap_or_default()),
-            };
-            bail!(
-                "explain: {what}: not built yet; `gateway services`, `gateway flows` and `gateway drops` show what happens"
-            );
+        Command::Explain { from, to, proto, port, sport, name, ask } => {
+            let mut path = format!("explain?from={from}");
+            for (key, value) in [
+                ("to", to.map(|to| to.to_string())),
+                ("proto", proto.map(|proto| format!("{proto:?}").to_lowercase())),
+                ("port", port.map(|port| port.to_string())),
+                ("sport", sport.map(|sport| sport.to_string())),
+                ("name", name.as_deref().map(escaped)),
+            ] {
+                path.extend(value.map(|value| format!("&{key}={value}")));
+            }
+            show(&ask, &path, table::explain)?;
         }
         Command::SetupClient { os, at, gateway } => {
             let values = client::Values::find(&at, gateway)?;
@@ -199,6 +206,12 @@ fn show(ask: &Ask, path: &str, table: fn(&serde_json::Value) -> String) -> Resul
         Output::Table => print_out(&table(&answer)),
         Output::Json => print_out(&format!("{answer:#}\n")),
     }
+}
+
+/// A name inside a URL (RFC 3986 section 2.1).
+fn escaped(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// Unlike `print!`, survives a reader that has gone, like `head`.

@@ -89,6 +89,30 @@ fn address(ip: &Value, port: &Value) -> String {
     if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
 }
 
+/// `gateway explain`.
+pub(super) fn explain(told: &Value) -> String {
+    let mut out = String::new();
+    for why in items(&told["why"]) {
+        let _infallible = writeln!(out, "  {}", cell(why));
+    }
+    let _infallible = writeln!(out, "{}", cell(&told["verdict"]));
+    let choices = items(&told["endpoints"]);
+    if !choices.is_empty() {
+        let mut table = Table::new(&["ENDPOINT", "SHARE", "SOURCE", "INTERFACE", "NEXT HOP"]);
+        for choice in choices {
+            table.row(vec![
+                cell(&choice["endpoint"]),
+                format!("{:.0} %", choice["share"].as_f64().unwrap_or_default() * 100.0),
+                or_dash(cell(&choice["source"])),
+                or_dash(cell(&choice["interface"])),
+                if choice["resolved"] == true { "known" } else { "not resolved" }.to_owned(),
+            ]);
+        }
+        out.push_str(&table.render());
+    }
+    out
+}
+
 /// `gateway status`.
 pub(super) fn status(status: &Value) -> String {
     let source = &status["source"];

@@ -16,7 +16,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::kernel::FlowInfo;
+use crate::kernel::{Explanation, FlowInfo, Question};
 
 /// Flows told when the asker gives no limit.
 pub const FLOWS: usize = 1_000;
@@ -48,6 +48,8 @@ pub trait Agent: Send + Sync + 'static {
     fn dns(&self) -> serde_json::Value;
     /// For `gateway drops`: every reason.
     fn drops(&self) -> Vec<report::Drop>;
+    /// For `gateway explain`.
+    fn explain(&self, question: &Question) -> Explanation;
     /// For `/metrics`.
     fn metrics(&self) -> Vec<metrics::Family>;
 }
@@ -101,6 +103,7 @@ pub fn router(agent: Arc<dyn Agent>) -> Router {
         .route("/api/v1/flows", get(flows))
         .route("/api/v1/dns", get(|State(agent): Shared| json(agent, |agent| agent.dns())))
         .route("/api/v1/drops", get(|State(agent): Shared| json(agent, |agent| agent.drops())))
+        .route("/api/v1/explain", get(explain))
         .with_state(agent)
 }
 
@@ -127,6 +130,10 @@ struct Limit {
 
 async fn flows(State(agent): Shared, Query(Limit { limit }): Query<Limit>) -> Response {
     json(agent, move |agent| agent.flows(limit.unwrap_or(FLOWS))).await
+}
+
+async fn explain(State(agent): Shared, Query(question): Query<Question>) -> Response {
+    json(agent, move |agent| agent.explain(&question)).await
 }
 
 async fn json<T: serde::Serialize + Send + 'static>(

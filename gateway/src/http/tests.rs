@@ -12,7 +12,7 @@ use super::{
     report::{Counts, Drop, Readiness, Service, Source, Status},
     router,
 };
-use crate::kernel::{Counters, FlowInfo, Mode};
+use crate::kernel::{Counters, Explanation, FlowInfo, Mode, Question};
 
 struct Told {
     readiness: Readiness,
@@ -67,6 +67,9 @@ impl Agent for Told {
     }
     fn dns(&self) -> serde_json::Value {
         panic!("a reader that fails")
+    }
+    fn explain(&self, question: &Question) -> Explanation {
+        Explanation::default().end("passed", format!("{} {:?} {:?}", question.from, question.to, question.name))
     }
     fn drops(&self) -> Vec<Drop> {
         Drop::all(&Counters::from([("stranger", 7)]))
@@ -147,6 +150,14 @@ async fn a_reader_that_fails_is_a_500_and_the_rest_goes_on() {
     let status: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     assert_eq!(status["clusterDomain"], "cluster.local");
     assert!(status["serviceCIDRs"].is_array() && status["source"]["synced"].is_boolean(), "{status}");
+}
+
+#[tokio::test]
+async fn a_question_is_read_from_the_address() {
+    let (code, _, body) =
+        get(Readiness::default(), "/api/v1/explain?from=fd00::1&to=10.1.0.1&proto=tcp&port=80", "*/*").await;
+    assert!(code == 200 && body.contains("fd00::1 Some(10.1.0.1) None") && body.contains("\"passed\""), "{body}");
+    assert_eq!(get(Readiness::default(), "/api/v1/explain?name=web", "*/*").await.0, 400);
 }
 
 #[tokio::test]

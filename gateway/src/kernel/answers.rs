@@ -50,6 +50,16 @@ impl Answers {
         (self.keys, self.answers.clone(), self.bodies.clone())
     }
 
+    /// The entry that stands in the kernel.
+    pub(super) fn entry(&self, key: &DnsKey) -> Option<DnsEntry> {
+        self.answers.get(&self.keys.hash(key)).ok().flatten().filter(|entry| entry.name == key.name)
+    }
+
+    /// The zones that stand in the kernel.
+    pub(super) fn zones(&self) -> Vec<Zone> {
+        (0..MAX_ZONES as u32).filter_map(|slot| self.zones.get(&slot).ok().flatten()).collect()
+    }
+
     fn large(&self) -> MutexGuard<'_, Large> {
         self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -123,7 +123,6 @@ impl<K4: Pod, K6: Pod, V: Pod> Pair<K4, K6, V> {
     }
 
     /// A copy of the value.
-    #[cfg(test)]
     pub(super) fn get(&self, key: &Key<K4, K6>) -> Result<Option<V>, KernelError> {
         let found = match key {
             Key::V4(k) => self.v4.get(k),

@@ -14,6 +14,7 @@
 mod answers;
 mod attach;
 mod error;
+mod explain;
 mod family;
 mod hops;
 mod info;
@@ -43,6 +44,7 @@ use ipnet::IpNet;
 
 pub use self::{
     error::KernelError,
+    explain::{Choice, Explanation, Question},
     info::{Attachment, BackendInfo, Counters, FlowInfo, ServiceInfo},
     pin::check_pin,
     services::Totals,
@@ -282,6 +284,14 @@ impl Kernel {
     /// When a map cannot be read or written.
     pub fn sweep(&self) -> Result<usize, KernelError> {
         self.shared.sweep().map(|swept| swept.ended)
+    }
+
+    /// What the datapath would do with a packet or query; `views` are the views' names. Changes nothing.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn explain(&self, question: &Question, views: &[String]) -> Result<Explanation, KernelError> {
+        self.shared.explain(question, views)
     }
 
     /// Takes everything off the node: programs and sysctls. Done again by nobody: dropping afterwards does nothing. A pinned datapath

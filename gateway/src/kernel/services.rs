@@ -509,7 +509,6 @@ impl Services {
         Ok(())
     }
 
-    #[cfg(test)]
     pub(super) const fn maps(&self) -> &Maps {
         &self.maps
     }

@@ -15,7 +15,7 @@ use gateway_common::maps::Config;
 use ipnet::IpNet;
 
 use super::{
-    Attachment, Counters, FlowInfo, KernelError, ServiceInfo, Settings, Totals,
+    Attachment, Counters, Explanation, FlowInfo, KernelError, Question, ServiceInfo, Settings, Totals,
     answers::Answers,
     attach::{Attacher, Role},
     family::{self, Pair},
@@ -166,6 +166,17 @@ impl Shared {
         readback::flows(&self.flows, clock, limit)
     }
 
+    pub(super) fn explain(&self, question: &Question, views: &[String]) -> Result<Explanation, KernelError> {
+        let state = self.state();
+        match (&question.name, question.to) {
+            (Some(name), _) => {
+                state.explain_name(|key| self.answers.entry(key), &self.answers.zones(), question, name, views)
+            }
+            (None, Some(to)) => state.explain_packet(&self.flows, question, to, views),
+            (None, None) => Ok(Explanation::default().end("passed", "neither an address nor a name is asked about")),
+        }
+    }
+
     pub(super) fn flow_count(&self) -> usize {
         self.flow_count.load(Ordering::Relaxed)
     }
@@ -189,11 +200,11 @@ pub(super) struct State {
     settings: Settings,
     pub(super) ebpf: Ebpf,
     pub(super) hops: Hops,
-    services: Services,
+    pub(super) services: Services,
     clock: Table<u32, u64>,
     client_hops: Pair<[u8; 4], [u8; 16], u32>,
     clients: HashMap<IpAddr, u32>,
-    config_map: Table<u32, Config>,
+    pub(super) config_map: Table<u32, Config>,
     config: Config,
     hz: u32,
     uplinks: Vec<String>,
