@@ -176,6 +176,40 @@ fn interfaces(report: &mut Report, config: Option<&Config>) {
             "forwarding",
             &format!("`{name}`: {} on the node, not needed by the gateway", if forwards { "on" } else { "off" }),
         );
+        let six =
+            config.is_none_or(|config| config.views.iter().flat_map(|view| &view.cidrs).any(|c| c.addr().is_ipv6()));
+        if key == "uplinks" && six {
+            ipv6(report, name, config.is_some());
+        }
+    }
+}
+
+/// An uplink of IPv6 clients; `sure` when the config says that there are some.
+fn ipv6(report: &mut Report, name: &str, sure: bool) {
+    let sysctl = |what: &str| node::sysctl(&format!("net/ipv6/conf/{name}/{what}"));
+    let Some(forwards) = sysctl("forwarding") else {
+        if sure {
+            report.warn("ipv6", "this kernel has none: IPv6 clients are not served");
+        }
+        return;
+    };
+    let addressed = node::addresses(name).iter().any(std::net::IpAddr::is_ipv6);
+    if sure && sysctl("disable_ipv6").as_deref() == Some("1") {
+        report.warn("ipv6", &format!("`{name}` has it switched off: set net.ipv6.conf.{name}.disable_ipv6=0"));
+    } else if sure && !addressed {
+        report.warn("ipv6", &format!("`{name}` has no global IPv6 address: IPv6 clients are served once it has one"));
+    } else if addressed {
+        report.ok("ipv6", &format!("`{name}` has a global address"));
+    }
+    // A router takes no advice from other routers, unless it is told to: its default route runs out.
+    if addressed && forwards != "0" && sysctl("accept_ra").as_deref() == Some("1") {
+        report.warn(
+            "accept_ra",
+            &format!(
+                "`{name}` forwards IPv6 and so hears no router advertisements: if its default route comes by them, set \
+                 net.ipv6.conf.{name}.accept_ra=2"
+            ),
+        );
     }
 }
 

@@ -6,6 +6,7 @@ mod attach;
 mod explain;
 mod hops;
 mod net;
+mod pin;
 mod sweep;
 mod traffic;
 
