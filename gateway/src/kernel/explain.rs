@@ -173,7 +173,7 @@ impl State {
         told.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         let lost = told.endpoints.iter().filter(|c| c.interface.is_none() && !c.resolved).count();
         if lost == told.endpoints.len() {
-            return Ok(told.end("rejected", "there is no route to its endpoints"));
+            return Ok(told.end("dropped", "there is no route to its endpoints"));
         }
         let tiers: Vec<String> = self
             .attachments()

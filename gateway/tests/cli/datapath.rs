@@ -149,6 +149,61 @@ fn without_permission_it_says_what_it_needs() {
 }
 
 #[test]
+fn explain_tells_what_becomes_of_packets_and_names() {
+    in_namespace(|| {
+        ip("route add 10.244.0.0/16 via 10.90.2.1");
+        let place = Place::new();
+        let agent = place.agent(&attached(&place));
+        let packet = |from, to| agent.ask("explain", &["--from", from, "--to", to, "--proto", "tcp", "--port", "80"]);
+        let web = packet("10.90.1.7", "10.1.0.20");
+        for part in [
+            "view here",
+            "Service shop/web",
+            "\nforwarded\n",
+            "10.244.1.2:8080",
+            "10.244.2.2:8080",
+            "50 %",
+            "10.90.2.100",
+        ] {
+            assert!(web.contains(part), "no {part:?} in\n{web}");
+        }
+        assert!(packet("10.90.1.7", "10.1.0.21").contains("host unreachable\nrejected"), "no such Service");
+        assert!(packet("10.99.1.7", "10.1.0.20").contains("in no view"), "a stranger");
+        let one = agent.ask(
+            "explain",
+            &[
+                "--from",
+                "10.90.1.7",
+                "--to",
+                "10.1.0.20",
+                "--proto",
+                "tcp",
+                "--port",
+                "80",
+                "--sport",
+                "4000",
+                "-o",
+                "json",
+            ],
+        );
+        let one: serde_json::Value = serde_json::from_str(&one).expect("JSON");
+        assert_eq!(
+            (&one["verdict"], one["endpoints"].as_array().map(Vec::len)),
+            (&"forwarded".into(), Some(1)),
+            "{one}"
+        );
+        let name = |name| agent.ask("explain", &["--from", "10.90.1.7", "--name", name]);
+        let web = name("Web.Shop.svc.cluster.local");
+        assert!(
+            web.contains("A: 1 records of the cluster zone, answered in the kernel") && web.ends_with("answered\n"),
+            "{web}"
+        );
+        assert!(name("nothing.shop.svc.cluster.local").contains("NXDOMAIN"));
+        assert!(name("www.example.org").ends_with("passed\n"));
+    });
+}
+
+#[test]
 fn an_agent_attaches_tells_so_and_takes_itself_off() {
     in_namespace(|| {
         let place = Place::new();
