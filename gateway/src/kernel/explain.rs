@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use gateway_common::{
     dns::{build, name},
     maps::{
-        Config, DnsEntry, Endpoint, FlowKey, PrefixKey, Service, View, Zone, config, dns_entry, dns_key, nexthop,
-        service,
+        Affinity, AffinityKey, Config, DnsEntry, Endpoint, FlowKey, PrefixKey, Service, View, Zone, config, dns_entry,
+        dns_key, nexthop, service,
     },
     net::hash,
 };
@@ -18,7 +18,8 @@ use super::{
     KernelError,
     family::{self, Family, Pair},
     state::State,
-    sweep::{FlowMaps, FlowTable},
+    sweep::{Clock, FlowMaps, FlowTable},
+    table::Table,
 };
 
 /// What is asked.
@@ -97,6 +98,7 @@ impl State {
     pub(super) fn explain_packet(
         &self,
         flows: &FlowMaps,
+        clock: Clock,
         question: &Question,
         to: IpAddr,
         views: &[String],
@@ -154,10 +156,17 @@ impl State {
         if found.slot_count == 0 {
             return Ok(told.end("rejected", "it has no endpoint to send to in this family: port unreachable"));
         }
-        if found.affinity != 0 {
-            told.step(format!("ClientIP affinity: the client stays with its endpoint for {} s", found.affinity));
-        }
-        let slots = self.slots(&found, (from, question.sport), (to, port), proto)?;
+        let kept = if found.affinity == 0 { None } else { self.kept(&found, from, clock)? };
+        let slots = match kept {
+            Some(index) => {
+                told.step(format!(
+                    "ClientIP affinity: the client's last flow, within {} s, went there",
+                    found.affinity
+                ));
+                vec![index]
+            }
+            None => self.slots(&found, (from, question.sport), (to, port), proto)?,
+        };
         let all = slots.len() as f64;
         let mut counted: Vec<(u32, usize)> = Vec::new();
         for index in slots {
@@ -215,6 +224,18 @@ impl State {
         let maglev = &self.services.maps().maglev;
         let read = |slot: u32| maglev.get(&slot).map(|index| index.unwrap_or_default());
         range.map(read).collect::<Result<_, _>>().map_err(|source| KernelError::map("MAGLEV", source))
+    }
+
+    /// The endpoint of the client's last flow to a Service with affinity, while that holds.
+    fn kept(&self, found: &Service, from: IpAddr, clock: Clock) -> Result<Option<u32>, KernelError> {
+        let map = |source| KernelError::map("AFFINITY", source);
+        let affinity: Table<AffinityKey, Affinity> = Table::open(&self.ebpf, "AFFINITY")?;
+        let key = AffinityKey { client: family::sixteen(from), service: found.id };
+        let last = affinity.get(&key).map_err(map)?.filter(|last| !clock.older(last.seen, found.affinity));
+        let Some(last) = last else { return Ok(None) };
+        let endpoint = self.services.maps().endpoints.get(&last.endpoint).map_err(map)?;
+        let same = endpoint.is_some_and(|e| e.generation == last.generation && e.service == found.id);
+        Ok(same.then_some(last.endpoint))
     }
 
     fn choice(&self, config: &Config, from: IpAddr, at: &Endpoint, share: f64) -> Choice {

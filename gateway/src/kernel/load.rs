@@ -226,12 +226,11 @@ const fn octets6(addr: &IpAddr) -> Option<[u8; 16]> {
     if let IpAddr::V6(a) = addr { Some(a.octets()) } else { None }
 }
 
-/// The DNS addresses as they will be: configured, or the uplinks' own, as many of each family as there is room for.
+/// The DNS addresses as they will be: configured, or the uplinks' own. As many of each family as there is room for: an uplink may
+/// have a dozen IPv6 addresses, and on the others the forwarder answers.
 pub(super) fn dns_addresses(settings: &Settings, own: &[IpAddr]) -> Vec<IpAddr> {
-    if !settings.dns.is_empty() {
-        return settings.dns.clone();
-    }
-    let of = |v6: bool| own.iter().copied().filter(move |a| a.is_ipv6() == v6).take(MAX_DNS_ADDRESSES);
+    let all = if settings.dns.is_empty() { own } else { &settings.dns };
+    let of = |v6: bool| all.iter().copied().filter(move |a| a.is_ipv6() == v6).take(MAX_DNS_ADDRESSES);
     of(false).chain(of(true)).collect()
 }
 
@@ -345,6 +344,9 @@ mod tests {
         let both = settings(&["10.0.0.0/8", "fd00::/8"], Sizes::default(), 1);
         let found = config(&both, &["eth0".into()], &own, 250).unwrap();
         assert_eq!((found.snat4_len, found.snat6_len, found.dns4_len, found.dns6_len), (1, 1, 1, 2));
+        let crowded =
+            Settings { dns: (1..=20).map(|n| format!("fd90::{n}").parse().unwrap()).collect(), ..both.clone() };
+        assert_eq!(config(&crowded, &["eth0".into()], &own, 250).unwrap().dns6_len, 8, "the forwarder has the rest");
         assert_eq!((IpAddr::from(found.snat6[0]), IpAddr::from(found.own6)), (own[1], own[1]));
         // One family configured: the other one still has its default.
         let some = Settings { snat_addresses: vec!["fd90::77".parse().unwrap()], ..both.clone() };

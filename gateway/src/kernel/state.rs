@@ -167,12 +167,13 @@ impl Shared {
     }
 
     pub(super) fn explain(&self, question: &Question, views: &[String]) -> Result<Explanation, KernelError> {
+        let clock = self.clock()?;
         let state = self.state();
         match (&question.name, question.to) {
             (Some(name), _) => {
                 state.explain_name(|key| self.answers.entry(key), &self.answers.zones(), question, name, views)
             }
-            (None, Some(to)) => state.explain_packet(&self.flows, question, to, views),
+            (None, Some(to)) => state.explain_packet(&self.flows, clock, question, to, views),
             (None, None) => Ok(Explanation::default().end("passed", "neither an address nor a name is asked about")),
         }
     }

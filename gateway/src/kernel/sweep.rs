@@ -129,7 +129,7 @@ impl Clock {
         self.since(then) as f64 / f64::from(self.hz.max(1))
     }
 
-    const fn older(self, then: u64, seconds: u32) -> bool {
+    pub(super) const fn older(self, then: u64, seconds: u32) -> bool {
         self.since(then) > seconds as u64 * self.hz as u64
     }
 }
