@@ -6,6 +6,7 @@
 //! program behind it is the base that is taken off. Rounds are interleaved; the table shows the mean of the middle half.
 
 mod cases;
+mod dns;
 
 use std::process::ExitCode;
 
@@ -35,11 +36,16 @@ struct Cli {
 enum Bench {
     /// Per-packet and per-query cost against an empty program; a minute
     Quick,
+    /// How long clients wait for names, beside Unbound and dnsmasq; a minute
+    Dns,
 }
 
 fn main() -> ExitCode {
-    let Bench::Quick = Cli::parse().bench;
-    match quick() {
+    let result = match Cli::parse().bench {
+        Bench::Quick => quick(),
+        Bench::Dns => dns::run(),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(err) => {

@@ -197,12 +197,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The `gateway-lab` binary, whose `serve` the pods run: this one, or the one that cargo built beside a test.
+/// The `gateway-lab` binary, whose `serve` the pods run: this one, or the one that cargo built beside a
+/// test or a benchmark.
 fn own_binary() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     if this.file_name().is_some_and(|name| name == "gateway-lab") {
         return Ok(this);
     }
-    let built = this.parent().and_then(Path::parent).map(|dir| dir.join("gateway-lab"));
-    built.filter(|path| path.exists()).context("gateway-lab: not built; run `cargo build -p gateway-lab`")
+    // Programs are beside it, tests a directory deeper.
+    let mut built = this.ancestors().skip(1).take(2).map(|dir| dir.join("gateway-lab"));
+    built.find(|path| path.exists()).context("gateway-lab: not built; run `cargo build -p gateway-lab`")
 }

@@ -8,7 +8,7 @@ mod suite;
 mod toolchain;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -43,7 +43,7 @@ enum Verb {
     },
     /// The whole product in one file: target/release/gateway
     Build,
-    /// Measures: quick
+    /// Measures: quick, dns
     Bench {
         /// Which one
         name: String,
@@ -121,7 +121,16 @@ fn work(verb: Verb) -> Result<ExitCode> {
             toolchain::ensure_build()?;
             exit_like(&mut cargo(&["run", "--quiet", "-p", "gateway-bench", "--", "quick"]))
         }
-        Verb::Bench { name } => bail!("no benchmark is called {name:?}; there is: quick"),
+        Verb::Bench { name } if name == "dns" => {
+            toolchain::ensure_build()?;
+            toolchain::ensure_lab_tools()?;
+            // The forwarder's figures are those of the product.
+            must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;
+            must(&mut cargo(&["build", "-p", "gateway-lab"]))?;
+            let mut bench = cargo(&["run", "--quiet", "-p", "gateway-bench", "--", "dns"]);
+            exit_like(bench.env("GATEWAY_BIN", Path::new("target/release/gateway").canonicalize()?))
+        }
+        Verb::Bench { name } => bail!("no benchmark is called {name:?}; there are: quick, dns"),
         Verb::Dist => {
             toolchain::ensure_build()?;
             must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;

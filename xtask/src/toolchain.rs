@@ -25,6 +25,7 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("unbound", "unbound"),
     ("named", "bind9"),
     ("dnsmasq", "dnsmasq-base"),
+    ("dnsperf", "dnsperf"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("ping", "iputils-ping"),
