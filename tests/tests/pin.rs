@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -12,45 +12,15 @@ use std::{
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
     agent::{binary, left_on},
+    bpffs::Bpffs,
     clients::{Http, http_get, udp, who},
     names::dig,
     testing,
     topology::{GATEWAY, Offloads},
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
 const NAME: &str = "web.shop.svc.cluster.local";
-
-/// A BPF file system of the test's own; what is pinned goes with it.
-struct Bpffs(PathBuf);
-
-impl Bpffs {
-    fn mount() -> Self {
-        let dir = PathBuf::from("/run/gateway-lab.bpf");
-        // A run that was killed has left its own.
-        while umount2(&dir, MntFlags::MNT_DETACH).is_ok() {}
-        fs::create_dir_all(&dir).expect("a directory");
-        mount(Some("bpf"), &dir, Some("bpf"), MsFlags::empty(), None::<&str>).expect("a BPF file system");
-        Self(dir)
-    }
-
-    /// A config that pins below it.
-    fn config(&self, mode: &str) -> GatewayConfig {
-        GatewayConfig { extra: format!("  pin: {}\n", self.pins().display()), ..GatewayConfig::mode(mode) }
-    }
-
-    fn pins(&self) -> PathBuf {
-        self.0.join("gateway")
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        umount2(&self.0, MntFlags::MNT_DETACH).expect("the mount is there");
-        fs::remove_dir(&self.0).expect("an empty directory");
-    }
-}
 
 fn lab(offloads: Offloads) -> Lab {
     let topology = Topology { offloads, ..Topology::with_pods(&[Node::Worker1, Node::Worker2]) };
