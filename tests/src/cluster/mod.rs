@@ -213,6 +213,16 @@ impl<'lab> Cluster<'lab> {
         started
     }
 
+    /// Waits until the API server is ready (again).
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn wait_ready(&self) -> Result<()> {
+        let mut apiserver = lock(&self.apiserver);
+        let apiserver = apiserver.as_mut().context("the API server is not started")?;
+        self.answers(apiserver, &format!("https://127.0.0.1:{PORT}/readyz"), "ok")
+    }
+
     /// Kills the API server; etcd and the controllers go on.
     pub fn kill_apiserver(&self) {
         *lock(&self.apiserver) = None;
@@ -454,6 +464,8 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     let mut config =
         Config::from_custom_kubeconfig(Kubeconfig::read_from(kubeconfig)?, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
+    // A lab kills API servers under their clients.
+    (config.connect_timeout, config.read_timeout) = (Some(Duration::from_secs(5)), Some(Duration::from_secs(10)));
     Ok(Client::try_from(config)?)
 }
 
