@@ -16,7 +16,7 @@ use gateway_common::{
         name::to_wire,
         wire,
     },
-    maps::{Config, Endpoint, FlowKey, NextHop, View, config, flow, nexthop},
+    maps::{Config, Endpoint, FlowKey, NextHop, View, ViewList, ViewPrefix, config, flow, nexthop},
     net::{
         checksum::{finish, sum},
         translate::{self, Flow4, Key4},
@@ -91,6 +91,13 @@ pub fn prepare(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     settings.own4 = GATEWAY;
     array(ebpf, "CONFIG")?.set(0, Plain(settings), 0)?;
 
+    let mut list = ViewList::zeroed();
+    list.len = 4;
+    for (slot, third) in list.prefixes.iter_mut().zip(1..5) {
+        let [addr, mask] = [[10, 90, third, 0], [255, 255, 255, 0]].map(u32::from_ne_bytes);
+        *slot = ViewPrefix { addr, mask, id: 0 };
+    }
+    array(ebpf, "VIEW_LIST4")?.set(0, Plain(list), 0)?;
     let views = ebpf.map_mut("VIEWS4").context("the object has no map VIEWS4")?;
     let mut views: LpmTrie<_, [u8; 4], Plain<View>> = views.try_into()?;
     for third in 1..5 {

@@ -2,6 +2,8 @@
 
 /// Views are bits of a `u64` mask.
 pub const MAX_VIEWS: usize = 64;
+/// Client subnets that are compared one by one; more are looked up in a trie.
+pub const MAX_VIEW_LIST: usize = 8;
 /// Source addresses of one family that `snat` may use.
 pub const MAX_SNAT_ADDRESSES: usize = 8;
 /// Addresses of one family on which the gateway answers DNS.

@@ -7,9 +7,10 @@ use aya_ebpf::{
 };
 use gateway_common::{
     Reason,
-    limits::{MAX_DNS_ADDRESSES, MAX_VIEWS, capacity},
+    limits::{MAX_DNS_ADDRESSES, MAX_VIEW_LIST, MAX_VIEWS, capacity},
     maps::{
-        Affinity, AffinityKey, Claim, Config, FragmentKey, Fragments, Service, ServiceKey, View, Vlan, VlanKey, config,
+        Affinity, AffinityKey, Claim, Config, FragmentKey, Fragments, Service, ServiceKey, View, ViewList, Vlan,
+        VlanKey, config,
     },
     net::{
         error::Error,
@@ -31,6 +32,8 @@ use crate::{
 static CLAIMS4: LpmTrie<[u8; 4], Claim> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
 #[map]
 static VIEWS4: LpmTrie<[u8; 4], View> = LpmTrie::with_max_entries(capacity::PREFIXES, BPF_F_NO_PREALLOC);
+#[map]
+static VIEW_LIST4: Array<ViewList> = Array::with_max_entries(1, 0);
 #[map]
 static SERVICES4: HashMap<ServiceKey<[u8; 4]>, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
@@ -74,6 +77,20 @@ pub enum Begun {
 /// The view of a client.
 #[inline(always)]
 pub fn view(client: [u8; 4]) -> Option<u32> {
+    if let Some(list) = VIEW_LIST4.get(0)
+        && list.len != 0
+    {
+        let client = u32::from_ne_bytes(client);
+        let mut i = 0;
+        while i < MAX_VIEW_LIST && i < list.len as usize {
+            let prefix = &list.prefixes[i];
+            if client & prefix.mask == prefix.addr {
+                return Some(prefix.id);
+            }
+            i += 1;
+        }
+        return None;
+    }
     VIEWS4.get(Key::new(32, client)).map(|view| view.id)
 }
 

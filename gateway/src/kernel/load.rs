@@ -7,9 +7,9 @@ use bytemuck::Zeroable as _;
 use gateway_common::{
     dns::hash::Keys,
     limits::{MAX_DNS_ADDRESSES, capacity},
-    maps::{Config, PrefixKey, View, config},
+    maps::{Config, PrefixKey, View, ViewList, ViewPrefix, config},
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use nix::time::{ClockId, clock_getres};
 
 use super::{
@@ -303,7 +303,25 @@ pub(super) fn write_views(ebpf: &Ebpf, views: &[Vec<IpNet>]) -> Result<(), Kerne
             })?;
         }
     }
-    Ok(())
+    let list: Table<u32, ViewList> = Table::open(ebpf, "VIEW_LIST4")?;
+    list.put(&0, &view_list(views)).map_err(|source| KernelError::map("VIEW_LIST4", source))
+}
+
+/// The IPv4 prefixes of the views, longest first; an empty list when they are many.
+fn view_list(views: &[Vec<IpNet>]) -> ViewList {
+    let nets = (0u32..).zip(views).flat_map(|(id, nets)| nets.iter().map(move |net| (id, net)));
+    let mut nets: Vec<(u32, Ipv4Net)> =
+        nets.filter_map(|(id, net)| if let IpNet::V4(net) = net { Some((id, *net)) } else { None }).collect();
+    nets.sort_by_key(|(_, net)| std::cmp::Reverse(net.prefix_len()));
+    let mut list = ViewList::zeroed();
+    if nets.len() <= list.prefixes.len() {
+        list.len = nets.len() as u32;
+        for (slot, (id, net)) in list.prefixes.iter_mut().zip(nets) {
+            let [addr, mask] = [net.network(), net.netmask()].map(|a| u32::from_ne_bytes(a.octets()));
+            *slot = ViewPrefix { addr, mask, id };
+        }
+    }
+    list
 }
 
 /// `bpf_jiffies64` now, told by the program `clock`.
@@ -324,6 +342,18 @@ mod tests {
     fn settings(cidrs: &[&str], sizes: Sizes, flows: u32) -> Settings {
         let views = vec![cidrs.iter().map(|c| c.parse().unwrap()).collect()];
         Settings { views, sizes, flows, ..crate::kernel::tests::settings(Mode::Tc) }
+    }
+
+    #[test]
+    fn few_client_subnets_are_a_list_with_the_longest_first_and_many_are_none() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let list = view_list(&[vec![net("10.0.0.0/8"), net("fd00::/8")], vec![net("10.90.1.5/24"), net("0.0.0.0/0")]]);
+        let raw = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
+        assert_eq!(list.len, 3);
+        let first = ViewPrefix { addr: raw([10, 90, 1, 0]), mask: raw([255, 255, 255, 0]), id: 1 };
+        assert_eq!((list.prefixes[0], list.prefixes[1].id, list.prefixes[2].mask), (first, 0, 0));
+        let many = (0..9).map(|i| net(&format!("10.{i}.0.0/16"))).collect();
+        assert_eq!(view_list(&[many]), ViewList::zeroed());
     }
 
     #[test]
