@@ -96,6 +96,21 @@ fn a_deployment_is_reached_by_name_follows_its_scale_and_outlives_the_api_server
     cluster.kubectl(&["scale", "deployment/web", "-n", "shop", "--replicas=1"]).expect("scale down");
     reached(&lab, name, 1);
 
+    // Another service CIDR is followed, as it comes and as it goes.
+    let cidrs = |expected: serde_json::Value| {
+        wait_for("the service CIDRs", SOON, || {
+            let status = gateway.json("status")?;
+            if status["serviceCIDRs"] == expected { Ok(()) } else { Err(NotYet::Later(anyhow!("{status}"))) }
+        })
+        .expect("the service CIDRs");
+    };
+    let second =
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: second}\nspec: {cidrs: [10.2.0.0/24]}\n";
+    cluster.apply_yaml(second).expect("a second ServiceCIDR");
+    cidrs(serde_json::json!(["10.1.0.0/16", "10.2.0.0/24"]));
+    cluster.kubectl(&["delete", "servicecidr", "second"]).expect("delete");
+    cidrs(serde_json::json!(["10.1.0.0/16"]));
+
     // The API server goes: packets and names go on, and it is told.
     cluster.kill_apiserver();
     wait_for("the loss to be told", SOON, || {
