@@ -190,7 +190,7 @@ impl World {
     }
 
     pub fn set_hop(&mut self, index: u32, hop: NextHop) {
-        self.set::<36>("NEXTHOPS", index, bytes(hop));
+        self.set::<{ size_of::<NextHop>() }>("NEXTHOPS", index, bytes(hop));
     }
 
     pub fn set_endpoint(&mut self, index: u32, endpoint: Endpoint) {
