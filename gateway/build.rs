@@ -31,9 +31,9 @@ fn main() -> Result<()> {
         Some(name) => Toolchain::Custom(name),
         None if nightly_has_rust_src() => Toolchain::default(),
         None => {
-            // A stable compiler with a prebuilt core for BPF: only the eBPF bindings need unstable asm.
+            // A stable compiler with a prebuilt core for BPF: only the eBPF bindings and one barrier need unstable asm.
             // SAFETY: a build script has one thread here.
-            unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
+            unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,gateway_ebpf") };
             Toolchain::Custom("bpf")
         }
     };

@@ -222,6 +222,8 @@ pub mod endpoint {
     /// The address is the gateway node's own: the packet goes up this node's stack, with the client's address as its source
     /// (its own would be a martian), and the reply is caught at egress of the uplink.
     pub const LOCAL: u16 = 1 << 1;
+    /// Keeps the flows it has and gets no new ones.
+    pub const DRAINING: u16 = 1 << 2;
 }
 
 /// Where a packet goes next. Written by the control plane from routes and neighbours; never looked up per packet.
@@ -258,6 +260,8 @@ pub mod nexthop {
     pub const LOCAL: u16 = 1 << 3;
     /// The interface has no link-layer header (WireGuard, IPIP).
     pub const NO_L2: u16 = 1 << 4;
+    /// The outer of two tags is an 802.1ad one.
+    pub const SERVICE_TAG: u16 = 1 << 5;
 }
 
 // ------------------------------------------------------------------------------------------- vlans
@@ -316,8 +320,8 @@ pub struct Affinity {
 
 // --------------------------------------------------------------------------------------- fragments
 
-/// Key of `FRAGMENTS`: what all fragments of a datagram have in common (RFC 791, RFC 8200 section 4.5).
-#[repr(C)]
+/// Key of `FRAGMENTS`, aligned so that it is copied by words: what all fragments of a datagram have in common (RFC 791, RFC 8200 section 4.5).
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
     /// Source; IPv4 in the first four bytes.

@@ -111,8 +111,8 @@ reasons! {
     IpOptions = "ip_options", Dropped;
     /// Fragment to a claimed address without the flow of its first one.
     Fragment = "fragment", Dropped;
-    /// Protocol to a VIP that the gateway does not carry.
-    UnknownProtocol = "unknown_protocol", Dropped;
+    /// Protocol to a VIP that the gateway does not carry: protocol unreachable.
+    UnknownProtocol = "unknown_protocol", Rejected;
     /// No route or unusable next hop towards the endpoint or client.
     NoRoute = "no_route", Dropped;
     /// A helper of the kernel refused.
@@ -144,4 +144,13 @@ reasons! {
     Unparsed = "unparsed", Passed;
     /// Answer longer than the room behind the query's frame: left to TC, which can make room.
     NoRoom = "no_room", Passed;
+
+    /// ICMP error about a flow translated and sent on.
+    IcmpRelayed = "icmp_relayed", Served;
+    /// ICMP message to a claimed address that is neither an echo request nor about a flow.
+    IcmpIgnored = "icmp_ignored", Dropped;
+    /// Fragment that overlaps another one of its datagram, repeats one, or is one too many.
+    FragmentOverlap = "fragment_overlap", Dropped;
+    /// Fragment before its first one: left to TC.
+    FragmentTc = "fragment_tc", Passed;
 }

@@ -69,23 +69,23 @@ pub fn empty(_ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn xdp(ctx: &XdpContext, role: Role) -> u32 {
-    match handle(&mut Xdp::new(ctx.ctx), role) {
-        Verdict::Pass => xdp_action::XDP_PASS,
+    match handle(&mut Xdp::<false>::new(ctx.ctx), role) {
         Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Redirect => xdp_action::XDP_REDIRECT,
+        _ => xdp_action::XDP_PASS,
     }
 }
 
 #[inline(always)]
 fn tc(ctx: &TcContext, role: Role) -> i32 {
-    let mut frame = Tc::new(ctx.skb.skb);
+    let mut frame = Tc::<false>::new(ctx.skb.skb);
     if frame.is_tagged() {
         return TC_ACT_UNSPEC;
     }
     match handle(&mut frame, role) {
-        // "Unspecified" lets other programs of the same hook look at the packet too.
-        Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop => TC_ACT_SHOT as i32,
         Verdict::Redirect => TC_ACT_REDIRECT as i32,
+        // "Unspecified" lets other programs of the same hook look at the packet too.
+        _ => TC_ACT_UNSPEC,
     }
 }

@@ -15,17 +15,23 @@ use aya_ebpf::{
 use bytemuck::Pod;
 use gateway_common::{
     Reason,
+    maps::Flow,
     net::{
         Bytes,
-        checksum::pseudo4,
-        headers::{ETH_LEN, IPV4_LEN, TCP_LEN, UDP},
-        parse::Packet4,
-        translate::{Flow4, transport_check},
+        checksum::{delta2, fold, update},
+        family::Family,
+        headers::{ETH_LEN, FRAGMENT_LEN, IPV6_LEN, TCP_LEN, UDP},
+        parse::Packet,
+        translate::transport_check,
     },
 };
 
-/// Directly readable bytes that parsing needs: Ethernet, IPv4 and TCP without options.
-const HEADERS: usize = ETH_LEN + IPV4_LEN + TCP_LEN;
+/// Directly readable bytes that parsing needs: Ethernet, IPv6 with a fragment header, and TCP without options.
+const HEADERS: usize = ETH_LEN + IPV6_LEN + FRAGMENT_LEN + TCP_LEN;
+
+/// `bpf_l4_csum_replace`: the pseudo-header is IPv6's, whose addresses no header checksum makes up for. Since Linux 6.16
+/// (kernel commit ead7f9b8de65); older ones refuse it.
+const BPF_F_IPV6: u32 = 1 << 7;
 
 /// The kernel said no; the packet cannot be carried.
 pub const REFUSED: Reason = Reason::HelperFailed;
@@ -34,9 +40,6 @@ pub const REFUSED: Reason = Reason::HelperFailed;
 pub trait Frame: Bytes {
     /// XDP: what cannot be done here passes on to TC, unchanged.
     const XDP: bool;
-    /// Where the IPv4 header begins.
-    const L3: usize = ETH_LEN;
-
     /// The interface the frame came in by (or, at egress, leaves by).
     fn ifindex(&self) -> u32;
     /// The context, for helpers that both tiers have.
@@ -61,13 +64,17 @@ pub trait Frame: Bytes {
     fn linear(&mut self, len: usize) -> bool;
     /// The transport checksum of `packet` is only a pseudo-header's sum, and somebody still has to complete it. XDP cannot know
     /// and errs on that side.
-    fn is_partial(&mut self, packet: &Packet4) -> bool;
+    fn is_partial<N: Family>(&mut self, packet: &Packet<N::Addr>) -> bool;
     /// Updates the transport checksum for a translation by `flow`.
-    fn fix_checksum(&mut self, packet: &Packet4, flow: &Flow4) -> Result<(), Reason>;
+    fn fix_checksum<N: Family>(&mut self, packet: &Packet<N::Addr>, flow: &Flow<N::Addr>) -> Result<(), Reason>;
+    /// Writes two bytes of a TCP header at `at` and updates the checksum at `check`.
+    fn change_word(&mut self, check: usize, at: usize, new: [u8; 2]);
     /// Bytes of the largest IP packet that this one will be on the wire: segments count, not their sum.
-    fn wire_len(&self, packet: &Packet4) -> u32;
+    fn wire_len<A: gateway_common::maps::Address>(&self, packet: &Packet<A>) -> u32;
     /// The buffer holds several segments.
     fn is_gso(&self) -> bool;
+    /// Moves the frame's first byte by so many bytes: room before it, or bytes less. XDP only.
+    fn shift(&mut self, bytes: i32) -> Result<(), Reason>;
 
     /// Parsing's headers are directly accessible, or not there.
     #[inline(always)]
@@ -81,16 +88,30 @@ fn done(ret: i64) -> Result<(), Reason> {
     if ret == 0 { Ok(()) } else { Err(REFUSED) }
 }
 
+/// What writing two bytes of a header at `at` changes in its checksum at `check`.
 #[inline(always)]
-fn pointer<T>(data: u32, end: u32, offset: usize) -> Option<*mut T> {
-    let at = data as usize + offset;
+fn word_delta(frame: &impl Bytes, check: usize, at: usize, new: [u8; 2]) -> Option<u16> {
+    let old = *frame.get::<[u8; 2]>(at)?;
+    let delta = fold(delta2(old, new));
+    Some(if (at ^ check) & 1 == 0 { delta } else { delta.swap_bytes() })
+}
+
+/// A pointer to `offset`, when a `T` fits there. `FAR`: the offset is no constant, and the compiler must not fold it into the check: the
+/// verifier knows only of the very pointer that was compared.
+#[inline(always)]
+fn pointer<T, const FAR: bool>(data: u32, end: u32, offset: usize) -> Option<*mut T> {
+    let mut at = data as usize + offset;
+    if FAR {
+        // SAFETY: a register moved to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    }
     if at + size_of::<T>() > end as usize { None } else { Some(at as *mut T) }
 }
 
-/// A frame before the kernel has made a buffer of it.
-pub struct Xdp(*mut xdp_md);
+/// A frame before the kernel has made a buffer of it. `FAR`: offsets are not constants.
+pub struct Xdp<const FAR: bool>(*mut xdp_md);
 
-impl Xdp {
+impl<const FAR: bool> Xdp<FAR> {
     /// Of a program's context.
     #[inline(always)]
     pub const fn new(ctx: *mut xdp_md) -> Self {
@@ -101,11 +122,11 @@ impl Xdp {
     fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.0).data, (*self.0).data_end) };
-        pointer(data, end, offset)
+        pointer::<T, FAR>(data, end, offset)
     }
 }
 
-impl Bytes for Xdp {
+impl<const FAR: bool> Bytes for Xdp<FAR> {
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Option<&T> {
         // SAFETY: the pointer was checked against the frame's end, any bytes are a T, and T has an alignment of one.
@@ -118,7 +139,7 @@ impl Bytes for Xdp {
     }
 }
 
-impl Frame for Xdp {
+impl<const FAR: bool> Frame for Xdp<FAR> {
     const XDP: bool = true;
 
     #[inline(always)]
@@ -162,20 +183,34 @@ impl Frame for Xdp {
         true
     }
     #[inline(always)]
-    fn is_partial(&mut self, packet: &Packet4) -> bool {
-        let len = (packet.total - IPV4_LEN as u32) as u16;
+    fn is_partial<N: Family>(&mut self, packet: &Packet<N::Addr>) -> bool {
+        let len = (packet.total - (packet.l4 - packet.l3) as u32) as u16;
         let key = &packet.key;
-        packet.check == pseudo4(key.src, key.dst, key.proto, len).to_ne_bytes()
+        packet.check == N::pseudo(&key.src, &key.dst, key.proto, len).to_ne_bytes()
     }
     #[inline(always)]
-    fn fix_checksum(&mut self, packet: &Packet4, flow: &Flow4) -> Result<(), Reason> {
+    fn fix_checksum<N: Family>(&mut self, packet: &Packet<N::Addr>, flow: &Flow<N::Addr>) -> Result<(), Reason> {
         let check = transport_check(packet.check, packet.key.proto, flow);
         let Some(at) = self.at::<[u8; 2]>(packet.check_at()) else { return Err(Reason::Unparsed) };
         *at = check;
         Ok(())
     }
     #[inline(always)]
-    fn wire_len(&self, packet: &Packet4) -> u32 {
+    fn change_word(&mut self, check: usize, at: usize, new: [u8; 2]) {
+        let Some(delta) = word_delta(self, check, at, new) else { return };
+        let Some(field) = self.at::<[u8; 2]>(check) else { return };
+        *field = update(*field, u32::from(delta));
+        if let Some(word) = self.at::<[u8; 2]>(at) {
+            *word = new;
+        }
+    }
+    #[inline(always)]
+    fn shift(&mut self, bytes: i32) -> Result<(), Reason> {
+        // SAFETY: the helper checks what it is asked for.
+        done(unsafe { bpf_xdp_adjust_head(self.0, bytes) })
+    }
+    #[inline(always)]
+    fn wire_len<A: gateway_common::maps::Address>(&self, packet: &Packet<A>) -> u32 {
         packet.total
     }
     #[inline(always)]
@@ -184,10 +219,10 @@ impl Frame for Xdp {
     }
 }
 
-/// A frame in a kernel buffer: possibly several segments, possibly with a checksum that is not complete yet.
-pub struct Tc(*mut __sk_buff);
+/// A frame in a kernel buffer (`FAR` as in [`Xdp`]): possibly several segments, possibly with a checksum that is not complete yet.
+pub struct Tc<const FAR: bool>(*mut __sk_buff);
 
-impl Tc {
+impl<const FAR: bool> Tc<FAR> {
     /// Of a program's context.
     #[inline(always)]
     pub const fn new(ctx: *mut __sk_buff) -> Self {
@@ -205,7 +240,7 @@ impl Tc {
     fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.0).data, (*self.0).data_end) };
-        pointer(data, end, offset)
+        pointer::<T, FAR>(data, end, offset)
     }
 
     #[inline(always)]
@@ -215,7 +250,7 @@ impl Tc {
     }
 }
 
-impl Bytes for Tc {
+impl<const FAR: bool> Bytes for Tc<FAR> {
     #[inline(always)]
     fn get<T: Pod>(&self, offset: usize) -> Option<&T> {
         // SAFETY: the pointer was checked against the frame's end, any bytes are a T, and T has an alignment of one.
@@ -228,7 +263,7 @@ impl Bytes for Tc {
     }
 }
 
-impl Frame for Tc {
+impl<const FAR: bool> Frame for Tc<FAR> {
     const XDP: bool = false;
 
     #[inline(always)]
@@ -269,16 +304,16 @@ impl Frame for Tc {
     fn linear(&mut self, len: usize) -> bool {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        if data + len <= end {
+        let all = self.frame_len();
+        if data + len <= end || data + all as usize <= end {
             return true;
         }
-        let all = self.frame_len();
         let len = if all < len as u32 { all } else { len as u32 };
         // SAFETY: the helper checks the length against the buffer's.
         unsafe { bpf_skb_pull_data(self.0, len) == 0 }
     }
     #[inline(always)]
-    fn is_partial(&mut self, packet: &Packet4) -> bool {
+    fn is_partial<N: Family>(&mut self, packet: &Packet<N::Addr>) -> bool {
         // Only the kernel knows, and it does not tell. But its helper leaves a partial checksum alone when something other than
         // the pseudo-header changes, and updates a whole one.
         let at = packet.check_at();
@@ -291,17 +326,33 @@ impl Frame for Tc {
         partial
     }
     #[inline(always)]
-    fn fix_checksum(&mut self, packet: &Packet4, flow: &Flow4) -> Result<(), Reason> {
+    fn fix_checksum<N: Family>(&mut self, packet: &Packet<N::Addr>, flow: &Flow<N::Addr>) -> Result<(), Reason> {
         let zero = if packet.key.proto == UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         let at = packet.check_at();
-        self.replace(at, flow.l4_delta, BPF_F_PSEUDO_HDR | zero)?;
+        let pseudo = BPF_F_PSEUDO_HDR | zero;
+        if N::VERSION == 4 || self.replace(at, flow.l4_delta, pseudo | BPF_F_IPV6).is_err() {
+            self.replace(at, flow.l4_delta, pseudo)?;
+        }
         self.replace(at, flow.port_delta, zero)
     }
     #[inline(always)]
-    fn wire_len(&self, packet: &Packet4) -> u32 {
+    fn change_word(&mut self, check: usize, at: usize, new: [u8; 2]) {
+        let Some(delta) = word_delta(self, check, at, new) else { return };
+        if self.replace(check, delta, 0).is_ok()
+            && let Some(word) = self.at::<[u8; 2]>(at)
+        {
+            *word = new;
+        }
+    }
+    #[inline(always)]
+    fn shift(&mut self, _bytes: i32) -> Result<(), Reason> {
+        Err(REFUSED)
+    }
+    #[inline(always)]
+    fn wire_len<A: gateway_common::maps::Address>(&self, packet: &Packet<A>) -> u32 {
         // SAFETY: the context is valid while the program runs.
         let segment = unsafe { (*self.0).gso_size };
-        if segment == 0 { packet.total } else { segment + packet.header + IPV4_LEN as u32 }
+        if segment == 0 { packet.total } else { segment + packet.header + (packet.l4 - packet.l3) as u32 }
     }
     #[inline(always)]
     fn is_gso(&self) -> bool {

@@ -4,6 +4,8 @@
 //! over [`frame::Frame`].
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
+// One barrier for the optimiser, in `frame`.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
@@ -15,21 +17,33 @@ mod counters;
 #[cfg(target_arch = "bpf")]
 mod dns;
 #[cfg(target_arch = "bpf")]
+mod echo;
+#[cfg(target_arch = "bpf")]
 mod entries;
 #[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]
+mod fragments;
+#[cfg(target_arch = "bpf")]
 mod frame;
+#[cfg(target_arch = "bpf")]
+mod mss;
+#[cfg(target_arch = "bpf")]
+mod net;
 #[cfg(target_arch = "bpf")]
 mod path;
 #[cfg(target_arch = "bpf")]
 mod reject;
+#[cfg(target_arch = "bpf")]
+mod relay;
 #[cfg(target_arch = "bpf")]
 mod send;
 #[cfg(target_arch = "bpf")]
 mod services;
 #[cfg(target_arch = "bpf")]
 mod settings;
+#[cfg(target_arch = "bpf")]
+mod stage;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

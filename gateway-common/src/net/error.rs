@@ -1,19 +1,14 @@
 //! What a sender is told when its packet cannot be carried: ICMP errors and TCP resets.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{
-    checksum::{finish, pseudo4, sum},
-    headers::{ETH_LEN, ETHERTYPE_IPV4, Ethernet, ICMP, ICMP_LEN, IPV4_LEN, Icmp, Ipv4, TCP, TCP_LEN, Tcp},
+    checksum::{finish, sum},
+    family::Family,
+    headers::{ICMP_LEN, Icmp, TCP, TCP_LEN, Tcp},
 };
 use crate::maps::tcp;
 
-/// Bytes put before the offending packet's IP header, without Ethernet.
-pub const ERROR_LEN: usize = IPV4_LEN + ICMP_LEN;
-/// Most of the offending packet that is quoted: the error is at most 576 bytes (RFC 1812 section 4.3.2.3).
-pub const MAX_QUOTE: usize = 576 - ERROR_LEN;
-
-/// An ICMP error message.
+/// An ICMP error message, aligned so that the kernel's stack is read by words.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
     /// ICMP type.
@@ -27,6 +22,8 @@ pub struct Error {
 impl Error {
     /// No host there.
     pub const HOST_UNREACHABLE: Self = Self { kind: 3, code: 1, mtu: 0 };
+    /// That protocol is not spoken here.
+    pub const PROTOCOL_UNREACHABLE: Self = Self { kind: 3, code: 2, mtu: 0 };
     /// Nobody serves that port.
     pub const PORT_UNREACHABLE: Self = Self { kind: 3, code: 3, mtu: 0 };
     /// A filter says no.
@@ -39,63 +36,53 @@ impl Error {
     }
 }
 
-/// Everything that stands before the quote. Ethernet may be left out.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct ErrorHead {
-    /// Back to where the frame came from.
-    pub eth: Ethernet,
-    /// From the gateway or the VIP to the sender.
-    pub ip: Ipv4,
-    /// The error.
-    pub icmp: Icmp,
+impl Error {
+    /// Type, code and what ICMP (RFC 792, RFC 1191) or ICMPv6 (RFC 4443 section 3) says in the four bytes behind the checksum.
+    #[inline(always)]
+    pub const fn wire<N: Family>(self) -> (u8, u8, [u8; 4]) {
+        let mtu = self.mtu.to_be_bytes();
+        if N::VERSION == 4 {
+            return (self.kind, self.code, [0, 0, mtu[0], mtu[1]]);
+        }
+        match (self.kind, self.code) {
+            (11, _) => (3, 0, [0; 4]),
+            (3, 4) => (2, 0, [0, 0, mtu[0], mtu[1]]),
+            // The next header is not known here: the byte that says it is the sixth.
+            (3, 2) => (4, 1, [0, 0, 0, 6]),
+            (3, 3) => (1, 4, [0; 4]),
+            (3, 13) => (1, 1, [0; 4]),
+            _ => (1, 3, [0; 4]),
+        }
+    }
+
+    /// The VIP speaks about its ports and about the way's width; about everything else it is the gateway that speaks.
+    #[inline(always)]
+    pub const fn is_the_vips(self) -> bool {
+        self.kind == 3 && matches!(self.code, 3 | 4)
+    }
 }
 
-/// Bytes of an [`ErrorHead`].
-pub const HEAD_LEN: usize = ETH_LEN + ERROR_LEN;
-
-/// A frame's Ethernet header turned round.
+/// The headers of an error from `from` to `to`, before its quote of `quote` bytes, whose sum is `quote_sum`.
 #[inline(always)]
-pub const fn turned(eth: &Ethernet) -> Ethernet {
-    Ethernet { dst: eth.src, src: eth.dst, kind: ETHERTYPE_IPV4 }
-}
-
-/// An IPv4 header of our own making. `len`: bytes behind it.
-#[inline(always)]
-pub fn own_ipv4(src: [u8; 4], dst: [u8; 4], proto: u8, tos: u8, len: u16) -> Ipv4 {
-    let mut ip = Ipv4 {
-        version_ihl: 0x45,
-        tos,
-        total_len: (len + IPV4_LEN as u16).to_be_bytes(),
-        // An atomic datagram needs no identification (RFC 6864).
-        id: [0, 0],
-        fragment: [0x40, 0],
-        ttl: 64,
-        proto,
-        check: [0, 0],
-        src,
-        dst,
-    };
-    ip.check = finish(sum(bytemuck::bytes_of(&ip)));
-    ip
-}
-
-/// The head of an error about a packet that came with `eth` from `to`. `quote_sum` is the sum of the `quote` bytes of that
-/// packet which follow.
-#[inline(always)]
-pub fn head(eth: &Ethernet, from: [u8; 4], to: [u8; 4], error: Error, quote: u16, quote_sum: u32) -> ErrorHead {
-    let mtu = error.mtu.to_be_bytes();
-    let mut icmp = Icmp { kind: error.kind, code: error.code, check: [0, 0], rest: [0, 0, mtu[0], mtu[1]] };
-    icmp.check = finish(sum(bytemuck::bytes_of(&icmp)) + quote_sum);
+pub fn head<N: Family>(from: &N::Addr, to: &N::Addr, error: Error, quote: u16, quote_sum: u32) -> (N::Header, Icmp) {
+    let (kind, code, rest) = error.wire::<N>();
+    let mut icmp = Icmp { kind, code, check: [0, 0], rest };
+    let len = ICMP_LEN as u16 + quote;
+    let pseudo = if N::VERSION == 4 { 0 } else { u32::from(N::pseudo(from, to, N::ICMP, len)) };
+    icmp.check = finish(sum(bytemuck::bytes_of(&icmp)) + quote_sum + pseudo);
     // "Internetwork control" precedence, as RFC 1812 section 4.3.2.5 asks for.
-    let ip = own_ipv4(from, to, ICMP, 0xc0, ICMP_LEN as u16 + quote);
-    ErrorHead { eth: turned(eth), ip, icmp }
+    (N::own(from, to, N::ICMP, 0xc0, len), icmp)
 }
 
-/// The reset that answers a segment (RFC 9293 section 3.10.7.1). `payload`: the segment's bytes of data. With `partial` the
+/// The reset that answers a segment from `src` to `dst` (RFC 9293 section 3.10.7.1). `payload`: the segment's bytes of data. With `partial` the
 /// checksum field holds what the kernel completes.
 #[inline(always)]
-pub fn reset(ip: &Ipv4, segment: &Tcp, payload: u32, partial: bool) -> (Ipv4, Tcp) {
+pub fn reset<N: Family>(
+    (src, dst): (&N::Addr, &N::Addr),
+    segment: &Tcp,
+    payload: u32,
+    partial: bool,
+) -> (N::Header, Tcp) {
     let mut out = Tcp {
         sport: segment.dport,
         dport: segment.sport,
@@ -114,13 +101,13 @@ pub fn reset(ip: &Ipv4, segment: &Tcp, payload: u32, partial: bool) -> (Ipv4, Tc
         out.ack = next.to_be_bytes();
         out.flags = tcp::RST | tcp::ACK;
     }
-    let pseudo = pseudo4(ip.dst, ip.src, TCP, TCP_LEN as u16);
+    let pseudo = N::pseudo(dst, src, TCP, TCP_LEN as u16);
     out.check = if partial { pseudo.to_ne_bytes() } else { finish(sum(bytemuck::bytes_of(&out)) + u32::from(pseudo)) };
-    (own_ipv4(ip.dst, ip.src, TCP, 0, TCP_LEN as u16), out)
+    (N::own(dst, src, TCP, 0, TCP_LEN as u16), out)
 }
 
-/// Sum of a quote whose transport checksum the kernel still has to complete: the IP header adds up to nothing, and the
-/// completed segment to the complement of what its checksum field holds now.
+/// Sum of a quoted segment whose transport checksum the kernel still has to complete: once it is, the segment adds up to the complement
+/// of what its checksum field holds now. What is before it (IPv4's header adds up to nothing, IPv6's does not) is the caller's.
 #[inline(always)]
 pub const fn partial_quote_sum(check: [u8; 2]) -> u32 {
     !u16::from_ne_bytes(check) as u32

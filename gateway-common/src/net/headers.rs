@@ -11,8 +11,21 @@ pub const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 /// EtherType of IPv6.
 pub const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
+/// EtherType of an 802.1Q tag.
+pub const ETHERTYPE_VLAN: [u8; 2] = [0x81, 0x00];
+/// EtherType of an 802.1ad (service) tag.
+pub const ETHERTYPE_QINQ: [u8; 2] = [0x88, 0xa8];
+/// Bytes of a tag.
+pub const TAG_LEN: usize = 4;
+
 /// IP protocol ICMP.
 pub const ICMP: u8 = 1;
+/// IP protocol ICMPv6.
+pub const ICMPV6: u8 = 58;
+/// IPv6's fragment header.
+pub const FRAGMENT: u8 = 44;
+/// IP protocol SCTP.
+pub const SCTP: u8 = 132;
 /// IP protocol TCP.
 pub const TCP: u8 = 6;
 /// IP protocol UDP.
@@ -22,6 +35,10 @@ pub const UDP: u8 = 17;
 pub const ETH_LEN: usize = size_of::<Ethernet>();
 /// Bytes of an IPv4 header without options.
 pub const IPV4_LEN: usize = size_of::<Ipv4>();
+/// Bytes of an IPv6 header.
+pub const IPV6_LEN: usize = size_of::<Ipv6>();
+/// Bytes of IPv6's fragment header.
+pub const FRAGMENT_LEN: usize = size_of::<Fragment6>();
 /// Bytes of a UDP header.
 pub const UDP_LEN: usize = size_of::<Udp>();
 /// Bytes of a TCP header without options.
@@ -83,6 +100,38 @@ impl Ipv4 {
     pub const fn is_fragment(&self) -> bool {
         self.fragment[0] & 0x3f != 0 || self.fragment[1] != 0
     }
+}
+
+/// IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Ipv6 {
+    /// Version, traffic class and flow label.
+    pub version_class_label: [u8; 4],
+    /// Bytes behind this header.
+    pub payload: [u8; 2],
+    /// Next header.
+    pub next: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source.
+    pub src: [u8; 16],
+    /// Destination.
+    pub dst: [u8; 16],
+}
+
+/// IPv6's fragment header (RFC 8200 section 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Fragment6 {
+    /// Next header.
+    pub next: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// Offset in units of 8 bytes in the upper 13 bits, "more" in the lowest.
+    pub offset: [u8; 2],
+    /// Identification.
+    pub id: [u8; 4],
 }
 
 /// TCP without options.

@@ -5,8 +5,11 @@
 
 pub mod checksum;
 pub mod error;
+pub mod family;
+pub mod fragments;
 pub mod hash;
 pub mod headers;
+pub mod inner;
 pub mod parse;
 pub mod rate;
 pub mod translate;

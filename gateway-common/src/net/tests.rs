@@ -5,9 +5,10 @@ use proptest::prelude::*;
 
 use super::{
     checksum::{finish, pseudo4, sum},
-    error::{self, ERROR_LEN, Error, ErrorHead, HEAD_LEN},
-    headers::{ETH_LEN, Ethernet, IPV4_LEN, Ipv4, Ports, TCP, Tcp},
-    parse::{self, Packet4, Parsed},
+    error::{self, Error},
+    family::V4,
+    headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, Ipv4, Ports, TCP, Tcp},
+    parse::{self, Link, Packet4, Parse as _, Parsed},
     translate::{self, Flow4, Key4},
 };
 use crate::{Reason, maps::flow};
@@ -19,14 +20,15 @@ fn apply(frame: &mut [u8], packet: &Packet4, flow: &Flow4, hop: bool) {
     let check = translate::transport_check(packet.check, packet.key.proto, flow);
     frame[packet.check_at()..packet.check_at() + 2].copy_from_slice(&check);
     let ip: &mut Ipv4 = bytemuck::from_bytes_mut(&mut frame[ETH_LEN..L4]);
-    translate::ipv4(ip, flow, hop);
+    translate::ip::<V4>(ip, flow, hop);
     let ports: &mut Ports = bytemuck::from_bytes_mut(&mut frame[L4..L4 + 4]);
     translate::ports(ports, flow);
 }
 
-fn parse(frame: &[u8]) -> Parsed {
+fn parse(frame: &[u8]) -> Parsed<[u8; 4]> {
     match parse::ethernet(&frame) {
-        Ok(l3) => parse::ipv4(&frame, l3, false),
+        Ok(Link::V4) => V4::parse(&frame, ETH_LEN, false),
+        Ok(_) => Parsed::Pass(Reason::NotOurs),
         Err(reason) => Parsed::Pass(reason),
     }
 }
@@ -188,28 +190,27 @@ proptest! {
         let p = packet(&frame);
         let errors = [Error::HOST_UNREACHABLE, Error::PORT_UNREACHABLE, Error::PROHIBITED, Error::TIME_EXCEEDED, Error::too_big(1400)];
         let quote = &frame[ETH_LEN..ETH_LEN + p.total as usize];
-        let eth: &Ethernet = bytemuck::from_bytes(&frame[..ETH_LEN]);
-        let head = error::head(eth, from, p.key.src, errors[kind], quote.len() as u16, sum(quote));
-        let mut out = bytemuck::bytes_of(&head).to_vec();
+        let (ip, icmp) = error::head::<V4>(&from, &p.key.src, errors[kind], quote.len() as u16, sum(quote));
+        let mut out = frame[..ETH_LEN].to_vec();
+        out.extend_from_slice(bytemuck::bytes_of(&ip));
+        out.extend_from_slice(bytemuck::bytes_of(&icmp));
         out.extend_from_slice(quote);
-        prop_assert_eq!(out.len(), HEAD_LEN + quote.len());
         let seen = SlicedPacket::from_ethernet(&out).unwrap();
         let Some(TransportSlice::Icmpv4(icmp)) = seen.transport else { panic!("not ICMP") };
         prop_assert_eq!((icmp.type_u8(), icmp.code_u8()), (errors[kind].kind, errors[kind].code));
         prop_assert_eq!(finish(sum(&out[L4..])), [0, 0]);
         prop_assert_eq!(finish(sum(&out[ETH_LEN..L4])), [0, 0]);
-        prop_assert_eq!(&out[ETH_LEN + ERROR_LEN..], quote);
+        prop_assert_eq!(&out[L4 + ICMP_LEN..], quote);
     }
 
     #[test]
     fn a_reset_answers_within_the_window(form in form(), flags: u8, seq: u32, ack: u32) {
         let frame = build(&Form { tcp: true, ..form });
         let p = packet(&frame);
-        let ip: &Ipv4 = bytemuck::from_bytes(&frame[ETH_LEN..L4]);
         let mut segment: Tcp = *bytemuck::from_bytes(&frame[L4..L4 + 20]);
         (segment.flags, segment.seq, segment.ack) = (flags, seq.to_be_bytes(), ack.to_be_bytes());
         let payload = p.total - IPV4_LEN as u32 - p.header;
-        let (ip, reset) = error::reset(ip, &segment, payload, false);
+        let (ip, reset) = error::reset::<V4>((&p.key.src, &p.key.dst), &segment, payload, false);
         let mut out = frame[..ETH_LEN].to_vec();
         out.extend_from_slice(bytemuck::bytes_of(&ip));
         out.extend_from_slice(bytemuck::bytes_of(&reset));
@@ -262,12 +263,12 @@ fn a_million_mutated_frames_are_parsed_and_translated_without_harm() {
                 let end = p.check_at() + 2;
                 assert_eq!(frame[end..], before[end..], "nothing behind the headers is touched");
             }
+            Parsed::Fragment(fragment) => assert_eq!(fragment.other.dst, frame[30..34]),
             Parsed::Other(other) | Parsed::Odd(other, _) => assert_eq!(other.dst, frame[30..34]),
             Parsed::Pass(reason) => {
-                assert!(matches!(reason, Reason::Unparsed | Reason::NotOurs | Reason::Ipv6), "{reason:?}");
+                assert!(matches!(reason, Reason::Unparsed | Reason::NotOurs), "{reason:?}");
             }
         }
     }
     assert!(packets > 200_000, "only {packets} of the frames were still packets");
-    assert_eq!(size_of::<ErrorHead>(), HEAD_LEN);
 }

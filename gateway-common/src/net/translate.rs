@@ -1,42 +1,35 @@
 //! A packet's headers rewritten by a [`Flow`], and the two records of a flow from one another.
 
-use bytemuck::Zeroable as _;
+use bytemuck::Zeroable;
 
 use super::{
-    checksum::{delta2, delta4, fold, update, update_udp},
-    headers::{Ipv4, Ports, TCP},
+    checksum::{delta2, fold, update, update_udp},
+    family::{Family, V4},
+    headers::{Ports, TCP},
 };
-use crate::maps::{Flow, FlowKey, flow};
+use crate::maps::{Address, Flow, FlowKey, flow};
 
 /// An IPv4 flow record.
 pub type Flow4 = Flow<[u8; 4]>;
 /// An IPv4 tuple.
 pub type Key4 = FlowKey<[u8; 4]>;
 
-/// Addresses and header checksum; with `hop`, the TTL too, which the caller knows to be above 1.
+/// Addresses and header checksum; with `hop`, the TTL or hop limit too, which the caller knows to be above 1.
 #[inline(always)]
-pub fn ipv4(ip: &mut Ipv4, flow: &Flow4, hop: bool) {
-    let mut delta = u32::from(flow.l3_delta);
-    if hop {
-        let old = [ip.ttl, ip.proto];
-        ip.ttl = ip.ttl.wrapping_sub(1);
-        delta += delta2(old, [ip.ttl, ip.proto]);
-    }
-    ip.check = update(ip.check, delta);
-    ip.src = flow.new_src;
-    ip.dst = flow.new_dst;
+pub fn ip<N: Family>(header: &mut N::Header, flow: &Flow<N::Addr>, hop: bool) {
+    N::rewrite(header, &flow.new_src, &flow.new_dst, flow.l3_delta, hop);
 }
 
 /// Ports.
 #[inline(always)]
-pub fn ports(ports: &mut Ports, flow: &Flow4) {
+pub fn ports<A: Address>(ports: &mut Ports, flow: &Flow<A>) {
     ports.sport = flow.new_sport;
     ports.dport = flow.new_dport;
 }
 
 /// A whole transport checksum after the translation.
 #[inline(always)]
-pub fn transport_check(check: [u8; 2], proto: u8, flow: &Flow4) -> [u8; 2] {
+pub fn transport_check<A: Address>(check: [u8; 2], proto: u8, flow: &Flow<A>) -> [u8; 2] {
     let delta = u32::from(flow.l4_delta) + u32::from(flow.port_delta);
     if proto == TCP { update(check, delta) } else { update_udp(check, delta) }
 }
@@ -44,8 +37,8 @@ pub fn transport_check(check: [u8; 2], proto: u8, flow: &Flow4) -> [u8; 2] {
 /// Makes `flow` a record that turns packets of `key` into packets of `to`; the caller fills in the rest. In place: the kernel's
 /// stack has no room for records.
 #[inline(always)]
-pub fn set_record(flow: &mut Flow4, key: &Key4, to: &Key4) {
-    let addresses = fold(delta4(key.src, to.src) + delta4(key.dst, to.dst));
+pub fn set_record<N: Family>(flow: &mut Flow<N::Addr>, key: &FlowKey<N::Addr>, to: &FlowKey<N::Addr>) {
+    let addresses = fold(N::delta(&key.src, &to.src) + N::delta(&key.dst, &to.dst));
     flow.seen = 0;
     flow.checked = 0;
     flow.created = 0;
@@ -55,7 +48,7 @@ pub fn set_record(flow: &mut Flow4, key: &Key4, to: &Key4) {
     flow.generation = 0;
     flow.nexthop = 0;
     flow.service = 0;
-    flow.l3_delta = addresses;
+    flow.l3_delta = if N::VERSION == 4 { addresses } else { 0 };
     flow.l4_delta = addresses;
     flow.port_delta = fold(delta2(key.sport, to.sport) + delta2(key.dport, to.dport));
     flow.flags = 0;
@@ -70,7 +63,7 @@ pub fn set_record(flow: &mut Flow4, key: &Key4, to: &Key4) {
 
 /// Makes `flow` the other direction's record of `of`, which stands under `key`. Its counters begin at zero.
 #[inline(always)]
-pub fn set_twin(flow: &mut Flow4, key: &Key4, of: &Flow4) {
+pub fn set_twin<N: Family>(flow: &mut Flow<N::Addr>, key: &FlowKey<N::Addr>, of: &Flow<N::Addr>) {
     flow.seen = of.seen;
     flow.checked = of.seen;
     flow.created = of.created;
@@ -81,7 +74,7 @@ pub fn set_twin(flow: &mut Flow4, key: &Key4, of: &Flow4) {
     flow.nexthop = 0;
     flow.service = of.service;
     // Undoing a change is its complement, in ones' complement arithmetic.
-    flow.l3_delta = !of.l3_delta;
+    flow.l3_delta = if N::VERSION == 4 { !of.l3_delta } else { 0 };
     flow.l4_delta = !of.l4_delta;
     flow.port_delta = !of.port_delta;
     flow.flags = of.flags ^ (flow::FORWARD | flow::REVERSE);
@@ -95,21 +88,37 @@ pub fn set_twin(flow: &mut Flow4, key: &Key4, of: &Flow4) {
 }
 
 /// [`set_record`] as a value, for the host.
-pub fn record(key: &Key4, to: &Key4) -> Flow4 {
-    let mut flow = Flow4::zeroed();
-    set_record(&mut flow, key, to);
+pub fn record_of<N: Family>(key: &FlowKey<N::Addr>, to: &FlowKey<N::Addr>) -> Flow<N::Addr>
+where
+    Flow<N::Addr>: Zeroable,
+{
+    let mut flow = Flow::zeroed();
+    set_record::<N>(&mut flow, key, to);
     flow
 }
 
 /// [`set_twin`] as a value, for the host.
-pub fn twin(key: &Key4, of: &Flow4) -> Flow4 {
-    let mut flow = Flow4::zeroed();
-    set_twin(&mut flow, key, of);
+pub fn twin_of<N: Family>(key: &FlowKey<N::Addr>, of: &Flow<N::Addr>) -> Flow<N::Addr>
+where
+    Flow<N::Addr>: Zeroable,
+{
+    let mut flow = Flow::zeroed();
+    set_twin::<N>(&mut flow, key, of);
     flow
+}
+
+/// [`record_of`] for IPv4.
+pub fn record(key: &Key4, to: &Key4) -> Flow4 {
+    record_of::<V4>(key, to)
+}
+
+/// [`twin_of`] for IPv4.
+pub fn twin(key: &Key4, of: &Flow4) -> Flow4 {
+    twin_of::<V4>(key, of)
 }
 
 /// Two records translate alike: the one that stands there is ours already.
 #[inline(always)]
-pub fn same(a: &Flow4, b: &Flow4) -> bool {
+pub fn same<A: Address>(a: &Flow<A>, b: &Flow<A>) -> bool {
     a.new_src == b.new_src && a.new_dst == b.new_dst && a.new_sport == b.new_sport && a.new_dport == b.new_dport
 }

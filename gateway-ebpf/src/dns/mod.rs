@@ -75,14 +75,14 @@ pub fn stage<F: Frame>(frame: &F, l3: u32, view: u32) -> Outcome {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_xdp_dns(ctx: *mut xdp_md, l3: u32, view: u32) -> u32 {
-    counted(&mut Xdp::new(ctx), l3, view)
+    counted(&mut Xdp::<true>::new(ctx), l3, view)
 }
 
 /// The stage in TC.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_tc_dns(ctx: *mut __sk_buff, l3: u32, view: u32) -> u32 {
-    counted(&mut Tc::new(ctx), l3, view)
+    counted(&mut Tc::<true>::new(ctx), l3, view)
 }
 
 #[inline(always)]

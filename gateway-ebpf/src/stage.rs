@@ -1,0 +1,249 @@
+//! The stages that are functions of their own for the verifier: looked at once, whoever calls them, and each with little on the stack.
+//! They take the program's context and numbers, and read everything else from the frame again.
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use gateway_common::{
+    Reason,
+    net::{
+        family::{V4, V6},
+        headers::ETH_LEN,
+    },
+};
+
+use crate::{
+    frame::{Frame, Tc, Xdp},
+    mss,
+    net::Net,
+    path::{self, Role, Verdict},
+    reject, relay, send,
+};
+
+/// Highest offset of an IP header: behind two tags.
+const MAX_L3: usize = 22;
+
+/// What a tier's programs call.
+pub trait Stages: Frame {
+    /// A frame of that family, from its flow on: the second family and tagged frames.
+    fn known<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// An untagged frame of IPv4, from its flow on.
+    fn plain(&mut self, role: Role) -> Verdict;
+    /// A tagged frame.
+    fn tagged(&mut self, role: Role) -> Verdict;
+    /// Everything but packets of known flows that just go on.
+    fn slow<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// Everything that is neither a whole TCP segment nor a whole UDP datagram.
+    fn other<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// A fragment of a TCP segment or UDP datagram.
+    fn cut<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// A client's packet to port 53.
+    fn question<N: Net>(&mut self, l3: usize) -> Verdict;
+    /// A packet that begins a flow.
+    fn begin<N: Net>(&mut self, l3: usize) -> Verdict;
+    /// An ICMP error about a flow.
+    fn relay<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// An ICMP error to the sender.
+    fn reject<N: Net>(&mut self, l3: usize) -> Verdict;
+    /// A smaller maximum segment size in a SYN whose header of `header` bytes is at `l4`.
+    fn clamp(&mut self, l4: usize, header: u32, most: u16);
+    /// The Ethernet header and tags for the next hop at that index.
+    fn leave(&mut self, l3: usize, hop: u32, version: u8) -> Result<(), Reason>;
+}
+
+/// An offset below `most`, a power of two, in a register in which the verifier sees that.
+#[inline(always)]
+fn bounded(offset: u32, most: usize) -> usize {
+    let mut at = offset as usize;
+    // SAFETY: a register moved to itself: the compiler forgets what it knows of the offset and keeps the mask.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    at & (most - 1)
+}
+
+#[inline(always)]
+fn l3(offset: u32) -> Option<usize> {
+    let offset = bounded(offset, 32);
+    if offset < ETH_LEN || offset > MAX_L3 { None } else { Some(offset) }
+}
+
+macro_rules! stages {
+    ($tier:ident, $ctx:ty, $plain:ident,
+     $known4:ident, $known6:ident, $tagged:ident, $slow4:ident, $slow6:ident, $other4:ident, $other6:ident,
+     $cut4:ident, $cut6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $clamp:ident, $leave:ident) => {
+        stages!(@way $tier, $ctx, $known4, V4, path::hot);
+        stages!(@way $tier, $ctx, $known6, V6, path::hot);
+        stages!(@way $tier, $ctx, $slow4, V4, path::slow);
+        stages!(@way $tier, $ctx, $slow6, V6, path::slow);
+        stages!(@way $tier, $ctx, $other4, V4, path::other);
+        stages!(@way $tier, $ctx, $other6, V6, path::other);
+        stages!(@way $tier, $ctx, $cut4, V4, path::cut);
+        stages!(@way $tier, $ctx, $cut6, V6, path::cut);
+        stages!(@alone $tier, $ctx, $question4, V4, path::question);
+        stages!(@alone $tier, $ctx, $question6, V6, path::question);
+        stages!(@alone $tier, $ctx, $begin4, V4, path::begin);
+        stages!(@alone $tier, $ctx, $begin6, V6, path::begin);
+        stages!(@way $tier, $ctx, $relay4, V4, relay::stage);
+        stages!(@way $tier, $ctx, $relay6, V6, relay::stage);
+        stages!(@alone $tier, $ctx, $reject4, V4, reject::stage);
+        stages!(@alone $tier, $ctx, $reject6, V6, reject::stage);
+
+        /// Offsets are constants here: this is the way of most packets.
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $plain(ctx: *mut $ctx, role: u32) -> u32 {
+            path::hot::<$tier<false>, V4>(&mut $tier::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+        }
+
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $tagged(ctx: *mut $ctx, role: u32) -> u32 {
+            path::tagged(&mut $tier::<true>::new(ctx), Role::from_code(role)).code()
+        }
+
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $clamp(ctx: *mut $ctx, l4: u32, header: u32, most: u32) -> u32 {
+            mss::clamp(&mut $tier::<true>::new(ctx), bounded(l4, 128), bounded(header, 64), most as u16);
+            0
+        }
+
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $leave(ctx: *mut $ctx, offset: u32, hop: u32, version: u32) -> u32 {
+            let Some(offset) = l3(offset) else { return 1 };
+            u32::from(send::leave_tagged(&mut $tier::<true>::new(ctx), offset, hop, version as u8).is_err())
+        }
+
+        impl<const FAR: bool> Stages for $tier<FAR> {
+            #[inline(always)]
+            fn known<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $known4(ctx, l3, role) } else { $known6(ctx, l3, role) })
+            }
+            #[inline(always)]
+            fn plain(&mut self, role: Role) -> Verdict {
+                Verdict::from_code($plain(self.context().cast(), role as u32))
+            }
+            #[inline(always)]
+            fn tagged(&mut self, role: Role) -> Verdict {
+                Verdict::from_code($tagged(self.context().cast(), role as u32))
+            }
+            #[inline(always)]
+            fn slow<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $slow4(ctx, l3, role) } else { $slow6(ctx, l3, role) })
+            }
+            #[inline(always)]
+            fn other<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $other4(ctx, l3, role) } else { $other6(ctx, l3, role) })
+            }
+            #[inline(always)]
+            fn cut<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $cut4(ctx, l3, role) } else { $cut6(ctx, l3, role) })
+            }
+            #[inline(always)]
+            fn question<N: Net>(&mut self, l3: usize) -> Verdict {
+                let (ctx, l3) = (self.context().cast(), l3 as u32);
+                Verdict::from_code(if N::VERSION == 4 { $question4(ctx, l3) } else { $question6(ctx, l3) })
+            }
+            #[inline(always)]
+            fn begin<N: Net>(&mut self, l3: usize) -> Verdict {
+                let (ctx, l3) = (self.context().cast(), l3 as u32);
+                Verdict::from_code(if N::VERSION == 4 { $begin4(ctx, l3) } else { $begin6(ctx, l3) })
+            }
+            #[inline(always)]
+            fn relay<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $relay4(ctx, l3, role) } else { $relay6(ctx, l3, role) })
+            }
+            #[inline(always)]
+            fn reject<N: Net>(&mut self, l3: usize) -> Verdict {
+                let (ctx, l3) = (self.context().cast(), l3 as u32);
+                Verdict::from_code(if N::VERSION == 4 { $reject4(ctx, l3) } else { $reject6(ctx, l3) })
+            }
+            #[inline(always)]
+            fn clamp(&mut self, l4: usize, header: u32, most: u16) {
+                $clamp(self.context().cast(), l4 as u32, header, u32::from(most));
+            }
+            #[inline(always)]
+            fn leave(&mut self, l3: usize, hop: u32, version: u8) -> Result<(), Reason> {
+                if $leave(self.context().cast(), l3 as u32, hop, u32::from(version)) == 0 {
+                    Ok(())
+                } else {
+                    Err(Reason::HelperFailed)
+                }
+            }
+        }
+    };
+    (@alone $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:tt)+) => {
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(ctx: *mut $ctx, offset: u32) -> u32 {
+            let Some(offset) = l3(offset) else { return Verdict::Pass.code() };
+            $($to)+::<$tier<true>, $family>(&mut $tier::<true>::new(ctx), offset).code()
+        }
+    };
+    (@way $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:tt)+) => {
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $name(ctx: *mut $ctx, offset: u32, role: u32) -> u32 {
+            let Some(offset) = l3(offset) else { return Verdict::Pass.code() };
+            $($to)+::<$tier<true>, $family>(&mut $tier::<true>::new(ctx), Role::from_code(role), offset).code()
+        }
+    };
+}
+
+stages!(
+    Xdp,
+    xdp_md,
+    gateway_xdp_plain,
+    gateway_xdp_known4,
+    gateway_xdp_known6,
+    gateway_xdp_tagged,
+    gateway_xdp_slow4,
+    gateway_xdp_slow6,
+    gateway_xdp_other4,
+    gateway_xdp_other6,
+    gateway_xdp_cut4,
+    gateway_xdp_cut6,
+    gateway_xdp_begin4,
+    gateway_xdp_begin6,
+    gateway_xdp_question4,
+    gateway_xdp_question6,
+    gateway_xdp_relay4,
+    gateway_xdp_relay6,
+    gateway_xdp_reject4,
+    gateway_xdp_reject6,
+    gateway_xdp_clamp,
+    gateway_xdp_leave
+);
+stages!(
+    Tc,
+    __sk_buff,
+    gateway_tc_plain,
+    gateway_tc_known4,
+    gateway_tc_known6,
+    gateway_tc_tagged,
+    gateway_tc_slow4,
+    gateway_tc_slow6,
+    gateway_tc_other4,
+    gateway_tc_other6,
+    gateway_tc_cut4,
+    gateway_tc_cut6,
+    gateway_tc_begin4,
+    gateway_tc_begin6,
+    gateway_tc_question4,
+    gateway_tc_question6,
+    gateway_tc_relay4,
+    gateway_tc_relay6,
+    gateway_tc_reject4,
+    gateway_tc_reject6,
+    gateway_tc_clamp,
+    gateway_tc_leave
+);
