@@ -212,13 +212,11 @@ pub fn begin<F: Stages, N: Net>(frame: &mut F, config: &Config, packet: &Packet<
     if F::XDP && frame.is_partial::<N>(packet) {
         return Begun::Verdict(pass(Reason::PartialChecksum));
     }
-    let refusal = if packet.ttl <= 1 {
-        (Some(Error::TIME_EXCEEDED), Reason::TtlExceeded)
-    } else {
-        match choose::<N>(config, packet, view) {
-            Ok(()) => return Begun::Flow,
-            Err(refusal) => refusal,
-        }
+    let refusal = match choose::<N>(config, packet, view) {
+        Ok(()) => return Begun::Flow,
+        // Whatever else is wrong with it: on a way with one hop less it would have ended here.
+        Err((Some(_), _)) if packet.ttl <= 1 => ENDED,
+        Err(refusal) => refusal,
     };
     Begun::Verdict(match refusal {
         (Some(error), reason) => reject::with(error, reason),
@@ -228,6 +226,9 @@ pub fn begin<F: Stages, N: Net>(frame: &mut F, config: &Config, packet: &Packet<
 
 /// An error to send, if any, and what is counted.
 pub type Refusal = (Option<Error>, Reason);
+
+/// TTL or hop limit ends here.
+const ENDED: Refusal = (Some(Error::TIME_EXCEEDED), Reason::TtlExceeded);
 
 #[inline(always)]
 fn denied(config: &Config) -> Refusal {
@@ -248,7 +249,7 @@ pub fn reach<N: Net>(config: &Config, other: &Other<N::Addr>) -> Result<Result<u
         Access::View(view) => view,
     };
     Ok(if other.ttl <= 1 {
-        Err((Some(Error::TIME_EXCEEDED), Reason::TtlExceeded))
+        Err(ENDED)
     } else {
         match service::<N>(&ServiceKey::vip(other.dst)) {
             None => Err((Some(Error::HOST_UNREACHABLE), Reason::UnknownVip)),
@@ -290,8 +291,12 @@ fn choose<N: Net>(config: &Config, packet: &Packet<N::Addr>, view: u32) -> Resul
             }
         };
         // The table's range may have been given away between the two reads.
-        if !flows::endpoint(index).is_some_and(|endpoint| endpoint.service == service.id) {
+        let Some(endpoint) = flows::endpoint(index) else { continue };
+        if endpoint.service != service.id {
             continue;
+        }
+        if packet.ttl <= 1 && endpoint.flags & endpoint::LOCAL == 0 {
+            return Err(ENDED);
         }
         return match flows::draft_flow::<N>(config, packet, view, service, index) {
             Ok(()) => {

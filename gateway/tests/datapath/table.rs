@@ -116,12 +116,58 @@ fn host_unreachable(before: &[u8], after: &[u8]) -> Result<(), String> {
 fn prohibited(before: &[u8], after: &[u8]) -> Result<(), String> {
     icmp(before, after, OWN, 3, 13).map(drop)
 }
+fn protocol_unreachable(before: &[u8], after: &[u8]) -> Result<(), String> {
+    icmp(before, after, OWN, 3, 2).map(drop)
+}
 fn time_exceeded(before: &[u8], after: &[u8]) -> Result<(), String> {
     icmp(before, after, OWN, 11, 0).map(drop)
 }
 fn too_big(before: &[u8], after: &[u8]) -> Result<(), String> {
     let seen = icmp(before, after, look_ip(before).1, 3, 4)?;
     expect(seen.mtu == 600, "MTU", &seen)
+}
+
+/// A part of a datagram to [`port::ECHO_UDP`]: 8 bytes of header and 8 of 40 bytes of data.
+fn first_fragment() -> Vec<u8> {
+    let mut frame = with_ip(udp(web(71, port::ECHO_UDP), b"8 bytes!"), |ip| (ip[4], ip[5], ip[6]) = (1, 2, 0x20));
+    frame[L4 + 4..L4 + 6].copy_from_slice(&48u16.to_be_bytes());
+    frame
+}
+
+/// Another part, from that many units of 8 bytes on.
+fn later_fragment(offset: u8) -> Vec<u8> {
+    with_ip(ip(CLIENT, WEB, 17, b"the middle: 16 b"), |ip| (ip[4], ip[5], ip[6], ip[7]) = (1, 2, 0x20, offset))
+}
+
+/// Addressed to the pod; what is behind the IP header is the caller's.
+fn to_pod_part(before: &[u8], after: &[u8]) -> Result<(), String> {
+    let (src, dst) = look_ip(after);
+    if (src, dst) != (OWN, POD) {
+        return Err(format!("addresses: {src:?} {dst:?}"));
+    }
+    let header = etherparse::Ipv4Header::from_slice(&after[L3..]).map_err(|e| e.to_string())?.0;
+    if header.header_checksum != header.calc_header_checksum() || header.time_to_live != before[L3 + 8] - 1 {
+        return Err(format!("header: {header:?}"));
+    }
+    if after[L3 + 4..L3 + 8] != before[L3 + 4..L3 + 8] || after.len() != before.len() {
+        return Err("identification, flags, offset or length".into());
+    }
+    // The first one has ports and checksum before its data, later ones nothing but data.
+    let data = if header.fragment_offset.value() == 0 { L4 + 8 } else { L4 };
+    if after[data..] == before[data..] { Ok(()) } else { Err("data".into()) }
+}
+
+/// The request turned round, under good checksums.
+fn echoed(before: &[u8], after: &[u8]) -> Result<(), String> {
+    let (old, new) = (look(before)?, look(after)?);
+    expect(new.proto == 1 && new.flags == 0 && new.code == 0, "type and code", &new)?;
+    expect(new.src == old.dst && new.dst == old.src && new.payload == old.payload, "addresses and data", &new)?;
+    expect(new.mac_dst == CLIENT_MAC && new.mac_src == GATEWAY_MAC && new.ttl == 64, "MACs and TTL", &new)
+}
+
+/// The VIP has an endpoint.
+fn serving(world: &mut World) {
+    world.set_vip_endpoints(WEB, 1);
 }
 
 /// Destination translated, source and TTL as they were: up this node's own stack.
@@ -230,7 +276,7 @@ fn rows() -> Vec<Row> {
     rows.push(row!("a query over TCP goes to the forwarder", tcp(asks, SYN, b""), pass(&[("not_ours", 1)])));
 
     let last = with_ttl(tcp(web(20, port::HTTP), SYN, b""), 1);
-    rows.push(row!("TTL ends here", last, sent(&[("flow_created", 1), ("ttl_exceeded", 1)], time_exceeded)));
+    rows.push(row!("TTL ends here", last, sent(&[("ttl_exceeded", 1)], time_exceeded)));
     rows.push(row!(
         "no more errors than the rate allows",
         |world| {
@@ -353,14 +399,95 @@ fn odd_rows() -> Vec<Row> {
         row!("UDP longer than its packet", at(short_udp(), L4 + 5, 13), dropped(&[("malformed", 1)])),
         row!("UDP shorter than its header", at(short_udp(), L4 + 5, 7), dropped(&[("malformed", 1)])),
         row!("IP options", with_options(base()), dropped(&[("ip_options", 1)])),
-        row!("a first fragment", with_ip(base(), |ip| ip[6] = 0x20), dropped(&[("fragment", 1)])),
-        row!("a later fragment", with_ip(base(), |ip| ip[7] = 3), dropped(&[("fragment", 1)])),
+        row!(
+            "a first fragment that is no multiple of eight bytes",
+            with_ip(tcp(web(70, port::HTTP), SYN, b"odd"), |ip| ip[6] = 0x20),
+            dropped(&[("malformed", 1)])
+        ),
+        row!(
+            "a first fragment without its whole transport header",
+            with_ip(ip(CLIENT, WEB, 6, &[0; 16]), |ip| ip[6] = 0x20),
+            dropped(&[("malformed", 1)])
+        ),
+        row!(
+            "a first fragment goes like any packet",
+            uplink,
+            nothing,
+            first_fragment(),
+            sent(&[("flow_created", 1), ("forwarded", 1)], to_pod_part),
+            sent(&[("flow_created", 1), ("forwarded", 1)], to_pod_part)
+        ),
+        row!(
+            "a later fragment follows its first one",
+            uplink,
+            |world| {
+                world.run(uplink(world.tier()), &first_fragment());
+            },
+            later_fragment(2),
+            sent(&[("forwarded", 1)], to_pod_part),
+            sent(&[("forwarded", 1)], to_pod_part)
+        ),
+        row!(
+            "a later fragment that overlaps",
+            |world| {
+                world.run(uplink(world.tier()), &first_fragment());
+            },
+            later_fragment(1),
+            dropped(&[("fragment_overlap", 1)])
+        ),
+        row!(
+            "a later fragment before its first one",
+            uplink,
+            nothing,
+            with_ip(base(), |ip| (ip[4], ip[7]) = (77, 3)),
+            pass(&[("fragment_tc", 1)]),
+            dropped(&[("fragment", 1)])
+        ),
         row!(
             "a stranger's fragment",
+            uplink,
+            nothing,
             with_ip(tcp(Ends::new(STRANGER, 1, WEB, 80), SYN, b""), |ip| ip[7] = 3),
+            pass(&[("fragment_tc", 1)]),
             dropped(&[("stranger", 1)])
         ),
-        row!("SCTP to a VIP", ip(CLIENT, WEB, 132, &[0; 20]), dropped(&[("unknown_protocol", 1)])),
+        row!(
+            "an echo request to a VIP with endpoints",
+            serving,
+            with_ip(ip(CLIENT, WEB, 1, &query(36, 8)), |_| ()),
+            sent(&[("echo", 1)], echoed)
+        ),
+        row!(
+            "an echo request to a VIP without",
+            ip(CLIENT, WEB, 1, &query(36, 8)),
+            sent(&[("no_endpoint", 1)], host_unreachable)
+        ),
+        row!(
+            "an echo request to no VIP",
+            serving,
+            ip(CLIENT, [10, 1, 8, 8], 1, &query(36, 8)),
+            sent(&[("unknown_vip", 1)], host_unreachable)
+        ),
+        row!(
+            "an echo request of a view that may not",
+            serving,
+            ip(GUEST, WEB, 1, &query(36, 8)),
+            sent(&[("view_denied", 1)], prohibited)
+        ),
+        row!(
+            "an echo request of a stranger",
+            serving,
+            ip(STRANGER, WEB, 1, &query(36, 8)),
+            dropped(&[("stranger", 1)])
+        ),
+        row!("an echo request to the node", serving, ip(CLIENT, OWN, 1, &query(36, 8)), pass(&[("not_ours", 1)])),
+        row!(
+            "a timestamp request to a VIP",
+            serving,
+            ip(CLIENT, WEB, 1, &query(36, 13)),
+            dropped(&[("icmp_ignored", 1)])
+        ),
+        row!("SCTP to a VIP", ip(CLIENT, WEB, 132, &[0; 20]), sent(&[("unknown_protocol", 1)], protocol_unreachable)),
         row!(
             "SCTP to the service CIDR but no VIP",
             ip(CLIENT, [10, 1, 8, 8], 132, &[0; 20]),
@@ -368,15 +495,26 @@ fn odd_rows() -> Vec<Row> {
         ),
         row!("SCTP of a view that may not", ip(GUEST, WEB, 132, &[0; 20]), sent(&[("view_denied", 1)], prohibited)),
         row!("SCTP of a stranger", ip(STRANGER, WEB, 132, &[0; 20]), dropped(&[("stranger", 1)])),
-        row!("an ICMP error to a VIP", ip(CLIENT, WEB, 1, &query(36, 3)), pass(&[("not_ours", 1)])),
-        row!("an ICMP error of a router in no view", ip(STRANGER, WEB, 1, &query(36, 3)), pass(&[("not_ours", 1)])),
+        row!("an ICMP error about no flow", ip(CLIENT, WEB, 1, &query(36, 3)), dropped(&[("icmp_ignored", 1)])),
+        row!(
+            "an ICMP error of a stranger about no flow",
+            ip(STRANGER, WEB, 1, &query(36, 3)),
+            dropped(&[("icmp_ignored", 1)])
+        ),
         row!("not a Service address", away(), pass(&[("not_ours", 1)])),
         row!("not a Service address, truncated", short(away()), pass(&[("unparsed", 1)])),
         row!("not a Service address, options", with_options(away()), pass(&[("unparsed", 1)])),
-        row!("not a Service address, fragment", with_ip(away(), |ip| ip[7] = 3), pass(&[("unparsed", 1)])),
+        row!(
+            "not a Service address, fragment",
+            uplink,
+            nothing,
+            with_ip(away(), |ip| ip[7] = 3),
+            pass(&[("fragment_tc", 1)]),
+            pass(&[("unparsed", 1)])
+        ),
         row!("another protocol to the node", ip(CLIENT, OWN, 47, &[0; 20]), pass(&[("not_ours", 1)])),
         row!("ARP", arp, pass(&[("not_ours", 1)])),
-        row!("IPv6", v6, pass(&[("ipv6", 1)])),
+        row!("IPv6 that ends in its header", v6, pass(&[("unparsed", 1)])),
         row!("another VLAN", uplink, nothing, tagged, pass(&[("not_ours", 1)]), pass(&[("not_ours", 1)])),
         row!("a group's MAC", at(base(), 0, 0x03), pass(&[("not_ours", 1)])),
         row!(

@@ -175,6 +175,17 @@ impl World {
         self.service(WEB, port::TWO, 17, &two);
     }
 
+    /// The tier whose programs run.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// How many endpoints the ports of a VIP have, all together.
+    pub fn set_vip_endpoints(&mut self, vip: [u8; 4], endpoints: u32) {
+        let value = Service { views: 1, id: 1, flags: 0, slots: 0, slot_count: 0, affinity: 0, endpoints };
+        self.set_service(ServiceKey::vip(vip), value);
+    }
+
     pub fn config() -> Config {
         let mut config: Config = bytemuck::Zeroable::zeroed();
         (config.snat_port, config.snat_ports, config.snat4_len) = (10_000, 20_000, 1);
