@@ -23,7 +23,7 @@ fn wrong_usage_is_exit_2() {
 }
 
 #[test]
-fn what_is_not_built_yet_says_so() {
+fn explain_asks_the_agent_and_says_how_to_start_one() {
     let output = finish(&mut gateway(&[
         "explain",
         "--from",
@@ -35,7 +35,7 @@ fn what_is_not_built_yet_says_so() {
         "--port",
         "80",
     ]));
-    assert!(refusal(&output).contains("not built yet"));
+    assert!(refusal(&output).contains("gateway run"));
 }
 
 #[test]
