@@ -6,7 +6,7 @@ use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
     clients::{self, Http},
     testing,
-    topology::{Offloads, both},
+    topology::{Access, Offloads, both},
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
@@ -42,6 +42,10 @@ fn overlay() -> Topology {
     Topology { overlay: true, overlay_mtu: Some(1400), ..Topology::with_pods(&[Node::Worker1]) }
 }
 
+fn narrow_client() -> Topology {
+    Topology { access: Access::Routers { mtu: 1280 }, ..Topology::with_pods(&[Node::Worker1]) }
+}
+
 #[test]
 fn transfers_arrive_over_an_overlay_of_1400_behind_an_uplink_of_1500() {
     carries(overlay(), &[0], GatewayConfig::mode);
@@ -51,4 +55,15 @@ fn transfers_arrive_over_an_overlay_of_1400_behind_an_uplink_of_1500() {
 fn transfers_arrive_over_that_overlay_when_replies_come_back_through_it() {
     let address = Node::Gateway.pod_address(0);
     carries(overlay(), &[0], |mode| GatewayConfig { snat_addresses: vec![address], ..GatewayConfig::mode(mode) });
+}
+
+#[test]
+fn transfers_arrive_at_a_client_behind_a_link_of_1280() {
+    carries(narrow_client(), &[0], GatewayConfig::mode);
+}
+
+#[test]
+fn transfers_of_ipv6_arrive_over_an_overlay_of_1400_and_at_a_client_behind_1280() {
+    carries(overlay(), &[1], GatewayConfig::mode);
+    carries(narrow_client(), &[1], GatewayConfig::mode);
 }

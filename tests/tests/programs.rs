@@ -249,3 +249,28 @@ fn nmap(family: usize) {
 fn nmap_finds_a_cluster_ips_ports_open_or_refused_and_none_filtered() {
     nmap(0);
 }
+
+#[test]
+fn curl_and_wrk_do_as_with_the_server_itself_over_ipv6() {
+    curl_and_wrk(1);
+}
+
+#[test]
+fn iperf3_does_as_with_the_server_itself_over_ipv6() {
+    iperf3(1);
+}
+
+#[test]
+fn redis_does_as_with_the_server_itself_over_ipv6() {
+    redis(1);
+}
+
+#[test]
+fn an_http2_client_does_as_with_the_server_itself_over_ipv6() {
+    http2(1);
+}
+
+#[test]
+fn nmap_finds_a_cluster_ips_ports_open_or_refused_and_none_filtered_over_ipv6() {
+    nmap(1);
+}
