@@ -279,6 +279,7 @@ impl Services {
                     index
                 }
             };
+            self.set_draining(index, frontend.endpoints.binary_search(e).is_err())?;
             endpoints.insert(*e, index);
         }
         if let Some(old) = old
@@ -289,6 +290,18 @@ impl Services {
         let indices: Vec<u32> = frontend.endpoints.iter().filter_map(|e| endpoints.get(e).copied()).collect();
         let slots = self.place_table(&frontend.endpoints, &indices, now)?;
         Ok((endpoints, slots))
+    }
+
+    /// Whether an endpoint gets no new flows: a client's affinity must not bring it one.
+    fn set_draining(&mut self, index: u32, draining: bool) -> Result<(), KernelError> {
+        let Some(value) = self.values.get_mut(&index) else { return Ok(()) };
+        let flags = if draining { value.flags | endpoint::DRAINING } else { value.flags & !endpoint::DRAINING };
+        if flags != value.flags {
+            value.flags = flags;
+            let put = self.maps.endpoints.put(&index, value);
+            put.map_err(|source| KernelError::map(self.maps.endpoints.name(), source))?;
+        }
+        Ok(())
     }
 
     fn place_endpoint(

@@ -128,7 +128,9 @@ fn an_endpoint_keeps_its_index_while_it_serves_or_drains() {
     let after = loaded.table(&loaded.service(VIP, 80).unwrap());
     assert_eq!(index(2, &after), index(2, &before), "same index, same generation");
     assert_eq!(index(3, &after), None, "new flows do not go to a draining endpoint");
-    assert_eq!(loaded.endpoint(draining.0), draining.1, "its flows go on");
+    let flags = draining.1.flags | gateway_common::maps::endpoint::DRAINING;
+    let marked = gateway_common::maps::Endpoint { flags, ..draining.1 };
+    assert_eq!(loaded.endpoint(draining.0), marked, "its flows go on, and affinity brings it no new ones");
 
     loaded.apply("web", Some(&web(&[stays, comes])));
     assert_eq!(loaded.endpoint(draining.0).generation, 0);
