@@ -19,7 +19,7 @@ pub enum Fit {
 /// The range of a fragment in units of 8 bytes.
 #[inline(always)]
 pub const fn range(offset: u16, bytes: u32) -> [u16; 2] {
-    [offset, offset.wrapping_add(((bytes + 7) / 8) as u16)]
+    [offset, offset.wrapping_add(bytes.div_ceil(8) as u16)]
 }
 
 /// The datagram is too old for more of it to come.
