@@ -3,12 +3,11 @@
 use std::{
     net::{Ipv4Addr, UdpSocket},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
-    bpffs::{Bpffs, PinnedMap},
     clients::{Http, udp, who},
     testing,
     topology::Offloads,
@@ -103,53 +102,5 @@ fn source_ports_that_run_out_refuse_new_flows_and_break_no_old_ones() {
         let counters = gateway.counters().expect("counters");
         assert!(counters.get("snat_exhausted") >= PORTS as u64, "{mode}: {counters:?}");
         gateway.stop().expect("a clean end");
-    }
-}
-
-#[test]
-fn either_half_of_a_flows_records_may_be_lost_and_the_connection_does_not_notice() {
-    let Some(_turn) = testing::turn(&[]) else { return };
-    let lab = lab();
-    for mode in ["native", "tc"] {
-        let bpffs = Bpffs::mount();
-        let gateway = lab.gateway(&bpffs.config(mode)).expect("the gateway");
-        let flows = PinnedMap::open(&bpffs.find("FLOWS4").expect("FLOWS4 is pinned")).expect("FLOWS4");
-        lab.client().enter(|| {
-            let mut http = open(1).remove(0);
-            let socket = udp((VIP, 7).into(), Duration::from_millis(200)).expect("a socket");
-            // The half that finds replies is looked after once a second: until then an answer may be lost.
-            let asked = || {
-                let began = Instant::now();
-                loop {
-                    match who(&socket) {
-                        Ok(answer) => return answer,
-                        Err(error) if began.elapsed() > Duration::from_secs(10) => panic!("{mode}: {error:#}"),
-                        Err(_) => {}
-                    }
-                }
-            };
-            let before = asked();
-            for round in 0..3 {
-                let keys = flows.keys().expect("keys");
-                // One that was lost in the last second may still be missing.
-                assert!(keys.len() >= 3, "{mode}: two flows have {} records", keys.len());
-                for key in keys {
-                    flows.remove(&key).expect("a record");
-                    http.get("/").unwrap_or_else(|error| panic!("{mode}, round {round}: {error:#}"));
-                    assert_eq!(asked(), before, "{mode}, round {round}");
-                }
-                // A download runs over a half that is lost before it begins.
-                let keys = flows.keys().expect("keys");
-                flows.remove(&keys[round % keys.len()]).expect("a record");
-                http.download(2_000_000).unwrap_or_else(|error| panic!("{mode}, round {round}: {error:#}"));
-            }
-        });
-        let rebuilt = gateway.counters().expect("counters").get("flow_rebuilt");
-        assert!(rebuilt >= 3, "{mode}: {rebuilt} records were rebuilt");
-        gateway.end().expect("a clean end");
-        let file = lab.dir().join("gateway.yaml");
-        let args = ["detach", "--config", file.to_str().expect("UTF-8")];
-        let binary = gateway_lab::agent::binary().expect("the agent's binary");
-        lab.node(Node::Gateway).run(&binary.to_string_lossy(), &args).expect("detach");
     }
 }
