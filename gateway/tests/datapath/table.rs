@@ -157,6 +157,37 @@ fn to_pod_part(before: &[u8], after: &[u8]) -> Result<(), String> {
     if after[data..] == before[data..] { Ok(()) } else { Err("data".into()) }
 }
 
+/// A frame with 802.1Q tags behind its MACs.
+fn tagged_frame(frame: &[u8], tags: &[[u8; 2]]) -> Vec<u8> {
+    let mut out = frame[..12].to_vec();
+    for [high, low] in tags {
+        out.extend([0x81, 0, *high, *low]);
+    }
+    out.extend_from_slice(&frame[12..]);
+    out
+}
+
+/// A connection to the web Service, tagged.
+fn with_tags(tags: &[[u8; 2]]) -> Vec<u8> {
+    tagged_frame(&tcp(web(80, port::HTTP), SYN, b"data"), tags)
+}
+
+/// Sent to the pod, whose next hop has no tags.
+fn untagged_to_pod(before: &[u8], after: &[u8]) -> Result<(), String> {
+    let tags = before.len() - after.len();
+    let bare = [&before[..12], &before[12 + tags..]].concat();
+    to_pod_mac(&bare, after)
+}
+
+/// Port unreachable behind the tags that the packet had.
+fn tagged_error(before: &[u8], after: &[u8]) -> Result<(), String> {
+    if after[12..20] != before[12..20] {
+        return Err(format!("tags: {:?}", &after[12..20]));
+    }
+    let bare = |frame: &[u8]| [&frame[..12], &frame[20..]].concat();
+    port_unreachable(&bare(before), &bare(after))
+}
+
 /// An echo request to the VIP.
 fn ping() -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ethernet2(CLIENT_MAC, GATEWAY_MAC);
@@ -518,6 +549,30 @@ fn odd_rows() -> Vec<Row> {
         row!("another protocol to the node", ip(CLIENT, OWN, 47, &[0; 20]), pass(&[("not_ours", 1)])),
         row!("ARP", arp, pass(&[("not_ours", 1)])),
         row!("IPv6 that ends in its header", v6, pass(&[("unparsed", 1)])),
+        row!(
+            "a VLAN device's frame, one tag",
+            uplink,
+            |world| world.set_vlan([[0, 5], [0, 0]]),
+            with_tags(&[[0, 5]]),
+            sent(&[("flow_created", 1), ("forwarded", 1)], untagged_to_pod),
+            pass(&[("not_ours", 1)])
+        ),
+        row!(
+            "a VLAN device's frame, two tags",
+            uplink,
+            |world| world.set_vlan([[0, 5], [1, 6]]),
+            with_tags(&[[0, 5], [1, 6]]),
+            sent(&[("flow_created", 1), ("forwarded", 1)], untagged_to_pod),
+            pass(&[("not_ours", 1)])
+        ),
+        row!(
+            "an error to a VLAN device's client keeps the tags",
+            uplink,
+            |world| world.set_vlan([[0, 5], [1, 6]]),
+            tagged_frame(&tcp(web(81, 9999), SYN, b""), &[[0, 5], [1, 6]]),
+            sent(&[("unknown_port", 1)], tagged_error),
+            pass(&[("not_ours", 1)])
+        ),
         row!("another VLAN", uplink, nothing, tagged, pass(&[("not_ours", 1)]), pass(&[("not_ours", 1)])),
         row!("a group's MAC", at(base(), 0, 0x03), pass(&[("not_ours", 1)])),
         row!(

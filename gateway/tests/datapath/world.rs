@@ -180,6 +180,13 @@ impl World {
         self.tier
     }
 
+    /// Frames with these VLAN IDs are an uplink's.
+    pub fn set_vlan(&mut self, vids: [[u8; 2]; 2]) {
+        let key = gateway_common::maps::VlanKey { ifindex: 1, vids };
+        let value = gateway_common::maps::Vlan { ifindex: 9, role: gateway_common::maps::vlan::UPLINK };
+        self.hash::<8, 8>("VLANS").insert(bytes::<_, 8>(key), bytes::<_, 8>(value), 0).expect("VLANS");
+    }
+
     /// How many endpoints the ports of a VIP have, all together.
     pub fn set_vip_endpoints(&mut self, vip: [u8; 4], endpoints: u32) {
         let value = Service { views: 1, id: 1, flags: 0, slots: 0, slot_count: 0, affinity: 0, endpoints };
