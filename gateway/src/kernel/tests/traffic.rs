@@ -146,6 +146,76 @@ fn clients_reach_endpoints_in_generic_xdp() {
     clients_reach_endpoints(Mode::Generic);
 }
 
+fn ipv6_clients_reach_endpoints(mode: Mode) {
+    if skip() {
+        return;
+    }
+    let row = Row::dual();
+    if mode == Mode::Native {
+        for namespace in [&row.client, &row.server] {
+            namespace.command("ethtool", "-K eth0 tx off gro on");
+        }
+    }
+    serve_tcp(&row.server, "[fd90:3::2]:8080");
+    serve_tcp(&row.server, "[fd90:3::3]:8080");
+    serve_udp(&row.server, "[fd90:3::2]:7");
+    serve_tcp(&row.node, "[fd90:3::1]:6443");
+    let kernel = Arc::new(row.load(super::dual_settings(mode)).unwrap());
+    let inside = Arc::clone(&kernel);
+    row.node.run(move || {
+        let endpoints = [endpoint("fd90:3::2", 8080), endpoint("fd90:3::3", 8080)];
+        inside.apply(&name("web"), Some(&plan("fd00:10::1", 80, Protocol::Tcp, &endpoints))).unwrap();
+        inside.apply(&name("echo"), Some(&plan("fd00:10::2", 7, Protocol::Udp, &[endpoint("fd90:3::2", 7)]))).unwrap();
+        inside
+            .apply(&name("api"), Some(&plan("fd00:10::3", 443, Protocol::Tcp, &[endpoint("fd90:3::1", 6443)])))
+            .unwrap();
+        inside.attach().unwrap();
+    });
+    let mut names = std::collections::BTreeSet::new();
+    for _ in 0..20 {
+        let text = get(&row.client, "[fd00:10::1]:80").unwrap();
+        let (server, peer) = text.split_once(' ').unwrap();
+        let peer: SocketAddr = peer.parse().unwrap();
+        assert_eq!(peer.ip().to_string(), "fd90:1::1", "the server sees the gateway");
+        assert!((20000..=29999).contains(&peer.port()), "from the reserved range: {peer}");
+        names.insert(server.to_owned());
+    }
+    assert_eq!(names.len(), 2, "both endpoints get connections: {names:?}");
+    let echoed = row.client.run(|| {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        socket.connect("[fd00:10::2]:7").unwrap();
+        let mut buffer = [0; 100];
+        (0..10).map(|_| socket.send(b"hello").and_then(|_| socket.recv(&mut buffer)).unwrap()).sum::<usize>()
+    });
+    assert_eq!(echoed, 10 * "[fd90:3::2]:7 hello".len());
+    let text = get(&row.client, "[fd00:10::3]:443").unwrap();
+    assert!(text.contains("[fd90:3::1]:6443 [fd90:1::100]:"), "a node's own server sees the client itself: {text}");
+    let flows = kernel.flows(100).unwrap();
+    let udp = flows.iter().find(|f| f.protocol == "udp").expect("the UDP flow is listed");
+    assert_eq!((udp.vip.as_str(), udp.packets_out, udp.packets_in), ("[fd00:10::2]:7", 10, 10));
+    eventually("the client has a next hop", || {
+        let hop = kernel.shared.state().client_hop("fd90:1::100".parse().unwrap());
+        hop.is_some_and(|h| h != 0)
+    });
+    end(&row, kernel);
+}
+
+#[test]
+fn ipv6_clients_reach_endpoints_in_tc() {
+    ipv6_clients_reach_endpoints(Mode::Auto);
+}
+
+#[test]
+fn ipv6_clients_reach_endpoints_in_native_xdp() {
+    ipv6_clients_reach_endpoints(Mode::Native);
+}
+
+#[test]
+fn ipv6_clients_reach_endpoints_in_generic_xdp() {
+    ipv6_clients_reach_endpoints(Mode::Generic);
+}
+
 #[test]
 fn clients_behind_one_and_two_vlan_tags_reach_endpoints() {
     if skip() {
