@@ -200,6 +200,8 @@ impl<'lab> Cluster<'lab> {
             format!("--service-account-signing-key-file={}", file("accounts.key")),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+            // The DaemonSet of deploy/ is privileged, as kubelets and kubeadm allow.
+            "--allow-privileged=true".into(),
             "--authorization-mode=RBAC".into(),
             // Pods of the lab need no tokens.
             "--disable-admission-plugins=ServiceAccount".into(),
