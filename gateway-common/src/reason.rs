@@ -122,7 +122,7 @@ reasons! {
 
     /// Not the gateway's business.
     NotOurs = "not_ours", Passed;
-    /// IPv6, which this version leaves to the node.
+    /// IPv6, left to the node by earlier versions; not counted any more, its number is kept.
     Ipv6 = "ipv6", Passed;
     /// Checksum still to be filled in by hardware: translated in TC, where the kernel knows.
     PartialChecksum = "partial_checksum", Passed;
