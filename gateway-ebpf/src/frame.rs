@@ -190,9 +190,9 @@ impl<const FAR: bool> Frame for Xdp<FAR> {
     }
     #[inline(always)]
     fn fix_checksum<N: Family>(&mut self, packet: &Packet<N::Addr>, flow: &Flow<N::Addr>) -> Result<(), Reason> {
-        let check = transport_check(packet.check, packet.key.proto, flow);
+        // As it is now: a segment size that was lowered has changed it since it was parsed.
         let Some(at) = self.at::<[u8; 2]>(packet.check_at()) else { return Err(Reason::Unparsed) };
-        *at = check;
+        *at = transport_check(*at, packet.key.proto, flow);
         Ok(())
     }
     #[inline(always)]

@@ -297,7 +297,7 @@ fn carry<F: Stages, N: Net>(
         Found::Gone if packet.later => discard(Reason::Fragment),
         Found::Gone => reject::gone::<F, N>(frame, config, packet),
         Found::Miss | Found::Moved if role != Role::Uplink => ours_not(role, Reason::NotOurs),
-        Found::Miss | Found::Moved if packet.later => discard(Reason::Fragment),
+        Found::Miss | Found::Moved if packet.later => odd::<N>(config, &packet.whole(), Reason::Fragment),
         Found::Miss => Verdict::Begin,
         Found::Moved => {
             count(Reason::FlowMoved);
