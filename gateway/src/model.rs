@@ -198,6 +198,15 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
+/// A pod, for its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// Its addresses: one of each family at most.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// What a source tells. A source that lists anew sends [`Event::Snapshot`]: what it does not contain is gone.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -219,6 +228,10 @@ pub enum Event {
     Node(Node),
     /// Deleted.
     NodeGone(String),
+    /// Created or changed.
+    Pod(Pod),
+    /// Deleted, ended, or without an address.
+    PodGone(ObjectName),
     /// The service CIDRs, whole.
     ServiceCidrs(Vec<IpNet>),
 }
@@ -234,6 +247,8 @@ pub struct Objects {
     pub namespaces: BTreeSet<String>,
     /// Nodes.
     pub nodes: BTreeMap<String, Node>,
+    /// Pods with an address, where the source is asked for them.
+    pub pods: BTreeMap<ObjectName, Pod>,
     /// Service CIDRs from the API, when the source has them.
     pub service_cidrs: Option<Vec<IpNet>>,
 }
@@ -245,6 +260,8 @@ pub struct Dirty {
     pub services: BTreeSet<ObjectName>,
     /// Namespaces that came, went or changed.
     pub namespaces: BTreeSet<String>,
+    /// Pods that came, went or have another address.
+    pub pods: BTreeSet<ObjectName>,
     /// Service CIDRs changed.
     pub cidrs: bool,
 }

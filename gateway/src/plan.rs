@@ -105,12 +105,25 @@ pub struct PlanConfig {
     pub dns_service: ObjectName,
     /// TTL of zone records in seconds.
     pub ttl: u32,
-    /// Names of pods are answered from the name alone (`dns.pods: insecure`), wherever their namespace exists.
-    pub pods: bool,
+    /// `dns.pods`.
+    pub pods: Pods,
     /// Which further addresses of a Service are VIPs.
     pub vips: VipKinds,
     /// The gateway's own addresses: never VIPs, whatever a Service says.
     pub own: Vec<IpAddr>,
+}
+
+/// `dns.pods`: what is said of `10-42-0-7.shop.pod.cluster.local`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pods {
+    /// No such name.
+    #[default]
+    Disabled,
+    /// The address in it, where the namespace exists.
+    Insecure,
+    /// The address in it, where a pod of that namespace has it.
+    Verified,
 }
 
 /// The addresses of a Service that are VIPs beside its ClusterIPs.
@@ -179,6 +192,14 @@ pub fn plan_namespace(cluster: &Cluster, name: &str, config: &PlanConfig) -> Opt
     let namespace = cluster.objects.namespaces.get(name)?;
     let views = config.views_of(namespace);
     let records = if views == 0 { Vec::new() } else { records::of_namespace(namespace, views, config).collect() };
+    Some(ServicePlan { views, records, ..ServicePlan::default() })
+}
+
+/// Plans the names of a pod; `None` when there is no such pod, or pods have no names of their own.
+pub fn plan_pod(cluster: &Cluster, name: &ObjectName, config: &PlanConfig) -> Option<ServicePlan> {
+    let pod = cluster.objects.pods.get(name).filter(|_| config.pods == Pods::Verified)?;
+    let views = config.views_of(&name.namespace);
+    let records = if views == 0 { Vec::new() } else { records::of_pod(pod, views, config) };
     Some(ServicePlan { views, records, ..ServicePlan::default() })
 }
 

@@ -6,7 +6,7 @@ use std::{fs, time::Duration};
 
 use gateway::{
     model::{Cluster, Event, ObjectName},
-    source::{self, SourceConfig, SourceError, SourceHandle, SourceStatus},
+    source::{self, Extra, SourceConfig, SourceError, SourceHandle, SourceStatus},
 };
 use serde_json::{Value, json};
 use support::api_server::{ApiServer, Gone};
@@ -42,7 +42,7 @@ impl Live {
         let config = SourceConfig::Kubernetes {
             kubeconfig: Some(kubeconfig.path().join("config")),
             context: None,
-            service_cidrs: true,
+            extra: Extra { service_cidrs: true, pods: true },
         };
         let handle = source::start(config, sender).await.unwrap();
         Self { _kubeconfig: kubeconfig, events, cluster: Cluster::default(), seen: Vec::new(), handle }
@@ -115,7 +115,13 @@ async fn shop() -> ApiServer {
     server.put("namespaces", json!({"metadata": {"name": "shop"}}));
     server.put("nodes", json!({"metadata": {"name": "worker-1", "labels": {"topology.kubernetes.io/zone": "a"}}}));
     server.put("servicecidrs", json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.1.0.0/16"]}}));
+    server.put("pods", pod("web-a", &["10.42.0.1", "fd00:42::1"]));
     server
+}
+
+fn pod(name: &str, ips: &[&str]) -> Value {
+    let ips: Vec<_> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+    json!({"metadata": {"name": name, "namespace": "shop"}, "status": {"phase": "Running", "podIPs": ips}})
 }
 
 fn web() -> ObjectName {
@@ -136,6 +142,8 @@ async fn the_initial_lists_become_one_snapshot() {
     assert_eq!(objects.namespaces.iter().collect::<Vec<_>>(), ["shop"]);
     assert_eq!(objects.nodes["worker-1"].zone.as_deref(), Some("a"));
     assert_eq!(objects.service_cidrs, Some(vec!["10.1.0.0/16".parse().unwrap()]));
+    let pod = &objects.pods[&ObjectName::new("shop", "web-a")];
+    assert_eq!(pod.addresses, ["10.42.0.1", "fd00:42::1"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap()));
     let status = live.status(|s| s.synced).await;
     assert_eq!((status.kind, status.location, status.problems), ("kubernetes", format!("{}/", server.url()), vec![]));
 }
@@ -167,6 +175,15 @@ async fn what_the_watches_tell_arrives_as_changes() {
     live.until(|c| c.objects.nodes.is_empty()).await;
     server.delete("namespaces", "", "shop");
     live.until(|c| c.objects.namespaces.is_empty()).await;
+    server.put("pods", pod("web-b", &[]));
+    server.put("pods", pod("web-b", &["10.42.0.2"]));
+    live.until(|c| c.objects.pods.len() == 2).await;
+    let mut done = pod("web-b", &["10.42.0.2"]);
+    done["status"]["phase"] = json!("Succeeded");
+    server.put("pods", done);
+    live.until(|c| c.objects.pods.len() == 1).await;
+    server.delete("pods", "shop", "web-a");
+    live.until(|c| c.objects.pods.is_empty()).await;
     assert_eq!(live.gone(), ["shop/api", "shop/web-1"]);
 }
 
@@ -234,12 +251,17 @@ async fn optional_kinds_may_be_forbidden_or_unknown() {
     server.refuse("nodes", 403);
     server.refuse("namespaces", 403);
     server.refuse("servicecidrs", 404);
+    server.refuse("pods", 403);
     let live = Live::synced(&server).await;
     assert_eq!(live.services(), ["api", "web"]);
     assert_eq!(live.cluster.objects.service_cidrs, None);
-    let status = live.status(|s| s.problems.len() == 3).await;
+    let status = live.status(|s| s.problems.len() == 4).await;
     assert!(
         status.problems.iter().any(|p| p.starts_with("nodes: ") && p.contains("allow list and watch of nodes")),
+        "{status:?}"
+    );
+    assert!(
+        status.problems.iter().any(|p| p.starts_with("pods: ") && p.contains("deploy/rbac-pods.yaml")),
         "{status:?}"
     );
     assert!(
@@ -302,7 +324,7 @@ async fn a_wrong_kubeconfig_is_an_error_that_names_it() {
     let path = dir.path().join("config");
     let start = async |kubeconfig, context: Option<&str>| {
         let (sender, _events) = mpsc::channel(1);
-        let config = SourceConfig::Kubernetes { kubeconfig, context: context.map(Into::into), service_cidrs: true };
+        let config = SourceConfig::Kubernetes { kubeconfig, context: context.map(Into::into), extra: Extra::default() };
         source::start(config, sender).await.map(drop).expect_err("it cannot start")
     };
     let missing = start(Some("/nonexistent/kubeconfig".into()), None).await;

@@ -61,7 +61,7 @@ impl Owner {
         let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
         let dirty = cluster.apply(first);
-        let namespaces = dirty.namespaces;
+        let (namespaces, pods) = (dirty.namespaces, dirty.pods);
         let plans: Vec<_> = dirty
             .services
             .into_iter()
@@ -82,7 +82,7 @@ impl Owner {
         state.change(|held| held.cidrs.clone_from(&cidrs));
         look_around(&state, &cluster);
 
-        let datapath = Arc::new(Datapath::load(config, sizes(config, &plans), &cidrs, &listen)?);
+        let datapath = Arc::new(Datapath::load(config, sizes(config, &plans, pods.len()), &cidrs, &listen)?);
         // Loading has told by now when it is the uplinks themselves that are missing.
         if listen.is_empty() {
             bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
@@ -95,6 +95,10 @@ impl Owner {
         for (name, plan) in plans {
             owner.replace(name, Some(plan));
             // A large cluster takes seconds: a signal must be able to end them.
+            tokio::task::yield_now().await;
+        }
+        for pod in pods {
+            owner.name_pod(&pod);
             tokio::task::yield_now().await;
         }
         owner.resolver.synced();
@@ -147,6 +151,9 @@ impl Owner {
             self.set_cidrs();
         }
         self.name_namespaces(&dirty.namespaces);
+        for pod in &dirty.pods {
+            self.name_pod(pod);
+        }
         // What goes, goes first: it makes room, and gives up addresses that others may have taken over.
         let (come, gone): (Vec<_>, Vec<_>) = dirty
             .services
@@ -164,6 +171,13 @@ impl Owner {
             let plan = plan::plan_namespace(&self.cluster, namespace, &self.plan);
             self.resolver.apply(&ObjectName::new(namespace, ""), plan.as_ref());
         }
+    }
+
+    /// A pod's names. No Service has a name with a slash in it.
+    fn name_pod(&self, name: &ObjectName) {
+        let plan = plan::plan_pod(&self.cluster, name, &self.plan);
+        let owner = ObjectName::new(&name.namespace, format!("pod/{}", name.name));
+        self.resolver.apply(&owner, plan.as_ref());
     }
 
     /// Names of what is gone go before its packets are refused; names of what comes are told when its packets are served.
@@ -268,18 +282,19 @@ fn source_config(config: &Config) -> SourceConfig {
         Source::Kubernetes { kubeconfig, context } => SourceConfig::Kubernetes {
             kubeconfig: kubeconfig.clone(),
             context: context.clone(),
-            service_cidrs: config.service_cidrs.is_empty(),
+            extra: config.source_extra(),
         },
     }
 }
 
 /// What the maps must hold now; the kernel room leaves room for growth.
-fn sizes(config: &Config, plans: &[(ObjectName, ServicePlan)]) -> Sizes {
+fn sizes(config: &Config, plans: &[(ObjectName, ServicePlan)], pods: usize) -> Sizes {
     let count = |of: fn(&ServicePlan) -> usize| {
         u32::try_from(plans.iter().map(|(_, plan)| of(plan)).sum::<usize>()).unwrap_or(u32::MAX)
     };
-    // A name has an entry for itself and one for each type.
-    let zone = count(|plan| 2 * plan.records.len());
+    // A name has an entry for itself and one for each type; a pod has a name, or one of each family.
+    let pods = u32::try_from(pods.saturating_mul(4)).unwrap_or(u32::MAX);
+    let zone = count(|plan| 2 * plan.records.len()).saturating_add(pods);
     Sizes {
         services: count(|plan| plan.vips.len() + plan.frontends.len()),
         endpoints: count(|plan| plan.frontends.iter().map(|f| f.endpoints.len() + f.draining.len()).sum()),

@@ -247,7 +247,7 @@ fn source(report: &mut Report, config: &Config) {
 fn api_server(report: &mut Report, config: &Config, kubeconfig: &Option<PathBuf>, context: &Option<String>) {
     let key = if kubeconfig.is_some() { "source.kubernetes.kubeconfig" } else { "source.kubernetes" };
     let access = super::runtime(false).and_then(|runtime| {
-        let asked = source::access(kubeconfig.clone(), context.clone(), config.service_cidrs.is_empty());
+        let asked = source::access(kubeconfig.clone(), context.clone(), config.source_extra());
         Ok(runtime.block_on(asked)?)
     });
     let access = match access {
@@ -262,6 +262,7 @@ fn api_server(report: &mut Report, config: &Config, kubeconfig: &Option<PathBuf>
         let group = if group.is_empty() { "the core API group" } else { group };
         let mend = match *resource {
             "servicecidrs" => "allow it in the gateway's ClusterRole, or set serviceCIDRs",
+            "pods" => "allow it as in deploy/rbac-pods.yaml, or set dns.pods to another value than verified",
             _ => "allow it in the gateway's ClusterRole",
         };
         let grade = if *required { Grade::Fail } else { Grade::Warn };

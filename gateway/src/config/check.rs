@@ -10,7 +10,7 @@ use std::{
 use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
 use ipnet::IpNet;
 
-use super::{Config, Datapath, Dns, Forward, Pods, Source, View, file, values};
+use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
 use crate::{
     dns::{
         Target,
@@ -220,12 +220,6 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
     let cluster_domain = values::domain(&dns.cluster_domain, CLUSTER_DOMAIN).at("dns.clusterDomain")?;
     if cluster_domain.is_empty() {
         return problem("dns.clusterDomain", "is the root: give the cluster's domain, like cluster.local");
-    }
-    if dns.pods == Pods::Verified {
-        return problem(
-            "dns.pods",
-            "verified is not built yet: write disabled, or insecure to answer from the name alone",
-        );
     }
     let mut forward: Vec<Forward> = Vec::with_capacity(dns.forward.len());
     for (index, rule) in dns.forward.iter().enumerate() {

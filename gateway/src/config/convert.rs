@@ -11,6 +11,7 @@ use crate::{
     model::{Identity, ObjectName},
     node,
     plan::PlanConfig,
+    source::Extra,
 };
 
 /// TTL of zone records in seconds: CoreDNS's `kubernetes` default is 5, its usual Corefile's 30.
@@ -90,8 +91,13 @@ impl Config {
             ttl: ZONE_TTL,
             vips: self.datapath.vips,
             own: self.own_addresses(listen),
-            pods: self.dns.pods == Pods::Insecure,
+            pods: self.dns.pods,
         }
+    }
+
+    /// Which kinds the source must tell beside those that it always does.
+    pub fn source_extra(&self) -> Extra {
+        Extra { service_cidrs: self.service_cidrs.is_empty(), pods: self.dns.pods == Pods::Verified }
     }
 
     /// What is known of this node before the cluster is: `node`, else the environment's `NODE_NAME`, else its host name, which are

@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::kernel::{Mode, Timeouts};
+use crate::{
+    kernel::{Mode, Timeouts},
+    plan::Pods,
+};
 
 /// The whole file.
 #[derive(Debug, Deserialize)]
@@ -160,19 +163,6 @@ impl Default for Dns {
             limits: DnsLimits::default(),
         }
     }
-}
-
-/// `dns.pods`: what is said of `10-42-0-7.shop.pod.cluster.local`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pods {
-    /// No such name.
-    #[default]
-    Disabled,
-    /// The address in it, where the namespace exists.
-    Insecure,
-    /// The address in it, where a pod of that namespace has it.
-    Verified,
 }
 
 #[derive(Debug, Deserialize)]

@@ -15,8 +15,9 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use file::{Cache, Deny, DnsLimits, Pods, ReturnPath, Strangers};
+pub use file::{Cache, Deny, DnsLimits, ReturnPath, Strangers};
 
+pub use crate::plan::Pods;
 use crate::{
     dns::{LogConfig, Target, Upstream},
     kernel::{Mode, MssClamp, Timeouts},
@@ -103,7 +104,7 @@ pub struct Dns {
     pub cluster_domain: String,
     /// The SOA of `local` is answered.
     pub local_zone: bool,
-    /// Names of pods; never [`Pods::Verified`].
+    /// Names of pods.
     pub pods: Pods,
     /// The cluster's DNS; empty: the `kube-system/kube-dns` Service.
     pub upstreams: Vec<SocketAddr>,

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Dirty, Event, Here, Identity, Node, ObjectName, Objects, Service, Slice};
+use super::{Dirty, Event, Here, Identity, Node, ObjectName, Objects, Pod, Service, Slice};
 
 /// The objects, the slices of each Service, and the Services that claim each VIP.
 #[derive(Debug, Default)]
@@ -74,6 +74,8 @@ impl Cluster {
                 }
                 Event::Node(node) => nodes_changed |= self.put_node(node, &mut dirty),
                 Event::NodeGone(name) => nodes_changed |= self.remove_node(&name, &mut dirty),
+                Event::Pod(pod) => self.put_pod(pod, &mut dirty),
+                Event::PodGone(name) => self.remove_pod(name, &mut dirty),
                 Event::ServiceCidrs(cidrs) => self.set_cidrs(Some(cidrs), &mut dirty),
             }
         }
@@ -107,7 +109,7 @@ impl Cluster {
 
     /// The difference between what there is and a whole new state, as if it had come as single events.
     fn replace(&mut self, new: Objects, dirty: &mut Dirty) {
-        let Objects { services, slices, namespaces, nodes, service_cidrs } = new;
+        let Objects { services, slices, namespaces, nodes, pods, service_cidrs } = new;
         for name in absent(&self.objects.services, &services) {
             self.remove_service(&name, dirty);
         }
@@ -128,6 +130,12 @@ impl Cluster {
         }
         for node in nodes.into_values() {
             self.put_node(node, dirty);
+        }
+        for name in absent(&self.objects.pods, &pods) {
+            self.remove_pod(name, dirty);
+        }
+        for pod in pods.into_values() {
+            self.put_pod(pod, dirty);
         }
         self.set_cidrs(service_cidrs, dirty);
     }
@@ -220,6 +228,19 @@ impl Cluster {
         true
     }
 
+    fn put_pod(&mut self, pod: Pod, dirty: &mut Dirty) {
+        if self.objects.pods.get(&pod.name) != Some(&pod) {
+            dirty.pods.insert(pod.name.clone());
+            self.objects.pods.insert(pod.name.clone(), pod);
+        }
+    }
+
+    fn remove_pod(&mut self, name: ObjectName, dirty: &mut Dirty) {
+        if self.objects.pods.remove(&name).is_some() {
+            dirty.pods.insert(name);
+        }
+    }
+
     /// The gateway's own place anew; when it is another one, the Services that ask for near endpoints are planned anew.
     fn look_around(&mut self, dirty: &mut Dirty) {
         let here = self.identity.find(&self.objects.nodes);
@@ -288,6 +309,10 @@ impl Objects {
     pub fn insert_node(&mut self, node: Node) {
         self.nodes.insert(node.name.clone(), node);
     }
+    /// As above.
+    pub fn insert_pod(&mut self, pod: Pod) {
+        self.pods.insert(pod.name.clone(), pod);
+    }
 
     /// The single events that lead from `self` to `new`: removals first, so that what changed its name is never there twice.
     pub fn difference(&self, new: &Self) -> Vec<Event> {
@@ -296,10 +321,12 @@ impl Objects {
         events.extend(absent(&self.slices, &new.slices).into_iter().map(Event::SliceGone));
         events.extend(self.namespaces.difference(&new.namespaces).cloned().map(Event::NamespaceGone));
         events.extend(self.nodes.keys().filter(|n| !new.nodes.contains_key(*n)).cloned().map(Event::NodeGone));
+        events.extend(absent(&self.pods, &new.pods).into_iter().map(Event::PodGone));
         events.extend(changed(&self.services, &new.services).map(Event::Service));
         events.extend(changed(&self.slices, &new.slices).map(Event::Slice));
         events.extend(new.namespaces.difference(&self.namespaces).cloned().map(Event::Namespace));
         events.extend(changed(&self.nodes, &new.nodes).map(Event::Node));
+        events.extend(changed(&self.pods, &new.pods).map(Event::Pod));
         if self.service_cidrs != new.service_cidrs {
             events.push(Event::ServiceCidrs(new.service_cidrs.clone().unwrap_or_default()));
         }

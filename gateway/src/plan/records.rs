@@ -5,8 +5,8 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Backends, PlanConfig, Problems, Record, RecordData};
-use crate::model::{Protocol, Service, ServiceKind, ServicePort};
+use super::{Backends, PlanConfig, Pods, Problems, Record, RecordData};
+use crate::model::{Pod, Protocol, Service, ServiceKind, ServicePort};
 
 /// The version of the specification that `dns-version` names.
 pub const DNS_SCHEMA_VERSION: &str = "1.1.0";
@@ -33,13 +33,25 @@ pub fn zone_records(config: &PlanConfig) -> Vec<Record> {
 
 /// The names that exist because their namespace does, whatever is in it.
 pub(super) fn of_namespace(namespace: &str, views: u64, config: &PlanConfig) -> impl Iterator<Item = Record> {
-    let above: &[&str] = if config.pods { &["svc", "pod"] } else { &["svc"] };
+    let above: &[&str] = if config.pods == Pods::Disabled { &["svc"] } else { &["svc", "pod"] };
     above.iter().map(move |above| Record {
         name: format!("{namespace}.{above}.{}", config.cluster_domain),
         ttl: config.ttl,
         views,
         data: RecordData::Exists,
     })
+}
+
+/// A name for each address of a pod.
+pub(super) fn of_pod(pod: &Pod, views: u64, config: &PlanConfig) -> Vec<Record> {
+    let above = format!("{}.pod.{}", pod.name.namespace, config.cluster_domain);
+    let name = |addr: &IpAddr| Record {
+        name: format!("{}.{above}", host(*addr, None)),
+        ttl: config.ttl,
+        views,
+        data: RecordData::Address(*addr),
+    };
+    pod.addresses.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 pub(super) fn of(

@@ -19,7 +19,7 @@ fn config() -> PlanConfig {
         ttl: 5,
         vips: VipKinds::default(),
         own: vec![],
-        pods: false,
+        pods: Pods::Disabled,
     }
 }
 
@@ -422,7 +422,10 @@ fn a_namespace_exists_with_its_object_or_its_services_and_for_whom_it_may_be_see
     let (svc, pod) = ("shop.svc.cluster.local".to_owned(), "shop.pod.cluster.local".to_owned());
     let plan = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
     assert_eq!(lines(&plan), [(svc.clone(), VIEWS)]);
-    config.pods = true;
+    config.pods = Pods::Insecure;
+    let plan = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
+    assert_eq!(lines(&plan), [(svc.clone(), VIEWS), (pod.clone(), VIEWS)]);
+    config.pods = Pods::Verified;
     let plan = plan_namespace(&namespace, "shop", &config).expect("the namespace is there");
     assert_eq!(lines(&plan), [(svc.clone(), VIEWS), (pod.clone(), VIEWS)]);
     assert!(plan_namespace(&namespace, "ops", &config).is_none());
@@ -509,4 +512,20 @@ fn the_zone_itself_has_its_version_and_its_name_server() {
     let lines: Vec<String> = zone.iter().map(record).collect();
     assert_eq!(lines, ["dns-version TXT 1.1.0", "ns.dns A 10.90.2.100", "ns.dns exists", "pod exists", "svc exists"]);
     assert!(zone.iter().all(|r| r.views == u64::MAX && r.name.ends_with(".cluster.local")));
+}
+
+#[test]
+fn a_pod_has_a_name_for_each_address_where_the_config_wants_them() {
+    let name = ObjectName::new("shop", "a");
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\nstatus: {phase: Running, podIP: 10.42.0.7, \
+                podIPs: [{ip: 10.42.0.7}, {ip: 'fd00:42::'}]}\n";
+    let cluster = cluster(text);
+    let mut config = config();
+    assert!(plan_pod(&cluster, &name, &config).is_none());
+    config.pods = Pods::Verified;
+    let plan = plan_pod(&cluster, &name, &config).expect("the pod is there");
+    let lines: Vec<_> = plan.records.iter().map(|r| (r.name.as_str(), r.views)).collect();
+    let names = ["10-42-0-7.shop.pod.cluster.local", "fd00-42--0.shop.pod.cluster.local"];
+    assert_eq!(lines, names.map(|name| (name, VIEWS)));
+    assert!(plan_pod(&cluster, &ObjectName::new("shop", "b"), &config).is_none());
 }

@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{Node, ObjectName, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort};
+use crate::model::{Node, ObjectName, Pod, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort};
 
 /// The label of a slice that names its Service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -276,6 +276,34 @@ pub fn node(object: core::Node, problems: &mut Vec<String>) -> Option<Node> {
     let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
     let addresses = internal.filter_map(|a| address(&a.address, None, &mut complaints)).collect();
     Some(Node { name, zone, addresses })
+}
+
+/// A pod; `None` when it has ended or has no address yet: then there is no name for it.
+pub fn pod(object: core::Pod, problems: &mut Vec<String>) -> Option<Pod> {
+    let name = object_name(&object.metadata);
+    let mut complaints = Complaints { about: format!("Pod {name}"), problems };
+    if name.name.is_empty() || !is_label(&name.namespace) {
+        complaints.say("it has no metadata.name, or its namespace is not a DNS label; it is left out");
+        return None;
+    }
+    let status = object.status.unwrap_or_default();
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed" | "Unknown")) {
+        return None;
+    }
+    let mut several: Vec<String> = status.pod_ips.unwrap_or_default().into_iter().map(|ip| ip.ip).collect();
+    if several.is_empty() {
+        several.extend(status.pod_ip);
+    }
+    let texts = several.iter().filter(|text| !text.is_empty());
+    let parsed = |text: &String| match text.parse() {
+        Ok(ip) => Some(ip),
+        Err(_) => {
+            complaints.say(format_args!("status.podIPs: {text:?} is not an IP address; it is left out"));
+            None
+        }
+    };
+    let addresses: Vec<IpAddr> = texts.filter_map(parsed).collect();
+    (!addresses.is_empty()).then_some(Pod { name, addresses })
 }
 
 /// The prefixes of a ServiceCIDR.

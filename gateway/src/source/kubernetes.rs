@@ -20,7 +20,7 @@ use kube::{
 use tokio::{sync::mpsc, task::JoinSet};
 
 use self::{gather::Gatherer, layer::Observe};
-use super::{SourceError, SourceHandle, status::Reporter};
+use super::{Extra, SourceError, SourceHandle, status::Reporter};
 use crate::model::Event;
 
 /// Messages taken at once: what piled up becomes one batch, so that a Service with many changes is planned once.
@@ -31,7 +31,7 @@ pub(super) use self::access::access;
 pub(super) async fn start(
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
-    service_cidrs: bool,
+    extra: Extra,
     events: mpsc::Sender<Vec<Event>>,
 ) -> Result<SourceHandle, SourceError> {
     let mut config = configuration(kubeconfig, context).await?;
@@ -44,12 +44,11 @@ pub(super) async fn start(
         .with_layer(&Observe(messages.clone()))
         .build();
     let mut watchers = JoinSet::new();
-    watch::all(&client, service_cidrs, &messages, &mut watchers);
+    watch::all(&client, extra, &messages, &mut watchers);
     let reporter = Reporter::new("kubernetes", server);
     let status = reporter.subscribe();
     let task = tokio::spawn(async move {
-        let gatherer = if service_cidrs { Gatherer::default() } else { Gatherer::without_cidrs() };
-        run(gatherer, told, events, reporter).await;
+        run(Gatherer::new(extra), told, events, reporter).await;
         // Their end is the end of the source.
         drop(watchers);
     });

@@ -33,9 +33,18 @@ pub enum SourceConfig {
         kubeconfig: Option<PathBuf>,
         /// A context of it; `None`: its current one.
         context: Option<String>,
-        /// Whether the ServiceCIDR objects are wanted: where the config gives the service CIDRs, they are not.
-        service_cidrs: bool,
+        /// What is wanted beside what always is.
+        extra: Extra,
     },
+}
+
+/// Kinds that are listed and watched only where the config needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// ServiceCIDR objects: where the config gives no service CIDRs.
+    pub service_cidrs: bool,
+    /// Pods: for `dns.pods: verified`.
+    pub pods: bool,
 }
 
 /// What an identity may do at an API server.
@@ -62,16 +71,16 @@ pub struct Denied {
     pub required: bool,
 }
 
-/// Asks the API server for what the gateway's identity may do, by `SelfSubjectAccessReview`. `service_cidrs`: as in [`SourceConfig`].
+/// Asks the API server for what the gateway's identity may do, by `SelfSubjectAccessReview`.
 ///
 /// # Errors
 /// When there is no usable configuration, or the API server does not answer.
 pub async fn access(
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
-    service_cidrs: bool,
+    extra: Extra,
 ) -> Result<Access, SourceError> {
-    kubernetes::access(kubeconfig, context, service_cidrs).await
+    kubernetes::access(kubeconfig, context, extra).await
 }
 
 /// Why a source cannot start.
@@ -156,8 +165,8 @@ impl Drop for SourceHandle {
 pub async fn start(config: SourceConfig, events: mpsc::Sender<Vec<Event>>) -> Result<SourceHandle, SourceError> {
     match config {
         SourceConfig::Manifests(path) => manifests::start(path, events).await,
-        SourceConfig::Kubernetes { kubeconfig, context, service_cidrs } => {
-            kubernetes::start(kubeconfig, context, service_cidrs, events).await
+        SourceConfig::Kubernetes { kubeconfig, context, extra } => {
+            kubernetes::start(kubeconfig, context, extra, events).await
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::SocketAddr, str::FromStr};
 use gateway::{
     dns::clock,
     model::{Cluster, Event, ObjectName},
-    plan::{PlanConfig, ServicePlan, VipKinds, plan_namespace, plan_service, zone_records},
+    plan::{PlanConfig, Pods, ServicePlan, VipKinds, plan_namespace, plan_pod, plan_service, zone_records},
 };
 use hickory_proto::{
     op::Message,
@@ -22,6 +22,12 @@ items:
 - {kind: Namespace, apiVersion: v1, metadata: {name: testns}}
 - {kind: Namespace, apiVersion: v1, metadata: {name: bare}}
 - {kind: Namespace, apiVersion: v1, metadata: {name: secret}}
+- {kind: Pod, apiVersion: v1, metadata: {name: a, namespace: testns}, status: {phase: Running, podIP: 10.42.0.7, podIPs: [{ip: 10.42.0.7}, {ip: 'fd00:42::7'}]}}
+- {kind: Pod, apiVersion: v1, metadata: {name: host, namespace: testns}, status: {phase: Running, podIP: 10.90.2.101}}
+- {kind: Pod, apiVersion: v1, metadata: {name: host2, namespace: testns}, status: {phase: Running, podIP: 10.90.2.101}}
+- {kind: Pod, apiVersion: v1, metadata: {name: done, namespace: testns}, status: {phase: Succeeded, podIP: 10.42.0.8}}
+- {kind: Pod, apiVersion: v1, metadata: {name: new, namespace: testns}, status: {phase: Pending}}
+- {kind: Pod, apiVersion: v1, metadata: {name: hidden, namespace: secret}, status: {phase: Running, podIP: 10.42.0.9}}
 - kind: Service
   apiVersion: v1
   metadata: {name: svc1, namespace: testns}
@@ -84,12 +90,12 @@ items:
 ";
 
 /// A resolver that knows that cluster; the second view sees the namespace `testns` only.
-async fn lab(pods: bool) -> Lab {
+async fn lab(pods: Pods) -> Lab {
     lab_of(CLUSTER, pods).await.0
 }
 
 /// The same for other manifests; with every name that has a record.
-pub async fn lab_of(manifests: &str, pods: bool) -> (Lab, BTreeSet<String>) {
+pub async fn lab_of(manifests: &str, pods: Pods) -> (Lab, BTreeSet<String>) {
     let (objects, problems) = gateway::source::parse(manifests).expect("manifests");
     assert_eq!(problems, Vec::<String>::new());
     let plan = PlanConfig {
@@ -105,7 +111,7 @@ pub async fn lab_of(manifests: &str, pods: bool) -> (Lab, BTreeSet<String>) {
     let mut cluster = Cluster::default();
     let dirty = cluster.apply([Event::Snapshot(Box::new(objects))]);
     let mut config = config();
-    config.pods = pods;
+    config.pods = pods == Pods::Insecure;
     let lab = Lab::start(config).await;
     let name = |namespace: &str| ObjectName::new(namespace, "");
     let zone = ServicePlan { records: zone_records(&plan), ..ServicePlan::default() };
@@ -121,6 +127,10 @@ pub async fn lab_of(manifests: &str, pods: bool) -> (Lab, BTreeSet<String>) {
     }
     for namespace in dirty.namespaces {
         apply(&name(&namespace), plan_namespace(&cluster, &namespace, &plan));
+    }
+    for pod in dirty.pods {
+        let owner = ObjectName::new(&pod.namespace, format!("pod/{}", pod.name));
+        apply(&owner, plan_pod(&cluster, &pod, &plan));
     }
     lab.dns.synced();
     (lab, names)
@@ -169,7 +179,7 @@ const REVERSE_NODATA: &str = "No Error | 1.10.in-addr.arpa. SOA";
 
 #[tokio::test]
 async fn every_kind_of_name_is_answered_as_coredns_does() {
-    let lab = lab(false).await;
+    let lab = lab(Pods::Disabled).await;
     let hdls = "No Error {} SRV 0 16 80 172-16-0-2.hdls1.testns.~, {} SRV 0 16 80 172-16-0-3.hdls1.testns.~, \
                 {} SRV 0 16 80 dup-name.hdls1.testns.~, {} SRV 0 16 80 fd00-42--1.hdls1.testns.~, \
                 {} SRV 0 16 80 fd00-42--2.hdls1.testns.~ | | 172-16-0-2.hdls1.testns.~ A 172.16.0.2, \
@@ -275,7 +285,7 @@ async fn every_kind_of_name_is_answered_as_coredns_does() {
 
 #[tokio::test]
 async fn addresses_have_pointers_and_the_zones_of_service_cidrs_deny_the_rest() {
-    let lab = lab(false).await;
+    let lab = lab(Pods::Disabled).await;
     let six = |last: char| format!("{last}{}.1.0.0.0.0.0.d.f.ip6.arpa", ".0".repeat(23));
     let six_vip = format!("No Error {}. PTR svc6.testns.~", six('1'));
     for (name, qtype, expected) in [
@@ -309,7 +319,7 @@ async fn addresses_have_pointers_and_the_zones_of_service_cidrs_deny_the_rest() 
 
 #[tokio::test]
 async fn reverse_zones_follow_the_service_cidrs() {
-    let lab = lab(false).await;
+    let lab = lab(Pods::Disabled).await;
     let ranges = |ranges: &[&str]| {
         let ranges: Vec<_> = ranges.iter().map(|range| range.parse().expect("a range")).collect();
         lab.dns.set_service_cidrs(&ranges);
@@ -334,7 +344,7 @@ async fn reverse_zones_follow_the_service_cidrs() {
 
 #[tokio::test]
 async fn names_of_pods_say_their_address_where_their_namespace_exists() {
-    let lab = lab(true).await;
+    let lab = lab(Pods::Insecure).await;
     for (name, qtype, expected) in [
         ("10-42-0-7.testns.pod", "A", "No Error 10-42-0-7.testns.pod.% A 10.42.0.7"),
         ("10-42-0-7.bare.pod", "A", "No Error 10-42-0-7.bare.pod.% A 10.42.0.7"),
@@ -356,6 +366,41 @@ async fn names_of_pods_say_their_address_where_their_namespace_exists() {
     let packet = query("10-42-0-7.testns.pod.cluster.local", RecordType::A);
     assert_eq!(lab.kernel.answer(&packet, 0, clock::now()), None, "the kernel leaves them to the forwarder");
     assert!(lab.kernel.answer(&query("x.testns.svc.cluster.local", RecordType::A), 0, clock::now()).is_some());
+}
+
+#[tokio::test]
+async fn verified_names_of_pods_are_those_of_pods_that_there_are_and_the_kernel_knows_them_all() {
+    let lab = lab(Pods::Verified).await;
+    for (name, qtype, expected) in [
+        ("10-42-0-7.testns.pod", "A", "No Error 10-42-0-7.testns.pod.% A 10.42.0.7"),
+        ("10-42-0-7.testns.pod", "AAAA", NODATA),
+        ("fd00-42--7.testns.pod", "AAAA", "No Error fd00-42--7.testns.pod.% AAAA fd00:42::7"),
+        ("10-90-2-101.testns.pod", "A", "No Error 10-90-2-101.testns.pod.% A 10.90.2.101"),
+        ("10-42-0-8.testns.pod", "A", NXDOMAIN),
+        ("10-42-0-9.testns.pod", "A", NXDOMAIN),
+        ("10-42-0-7.bare.pod", "A", NXDOMAIN),
+        ("10-42-0-7.nons.pod", "A", NXDOMAIN),
+        ("x.10-42-0-7.testns.pod", "A", NXDOMAIN),
+        ("testns.pod", "A", NODATA),
+        ("bare.pod", "A", NODATA),
+        ("nons.pod", "A", NXDOMAIN),
+        ("pod", "A", NODATA),
+    ] {
+        let name = format!("{name}.cluster.local");
+        assert_eq!(ask(&lab, &name, qtype).await, expected, "{name} {qtype}");
+        let qtype = RecordType::from_str(qtype).expect("a type");
+        let kernel = lab.kernel.answer(&query(&name, qtype), 0, clock::now());
+        assert!(kernel.is_some(), "{name} {qtype}: in the kernel");
+    }
+    let hidden = lab.ask_from(GUEST, "10-42-0-9.secret.pod.cluster.local", RecordType::A).await;
+    assert_eq!(summary(&hidden), NXDOMAIN, "views hold for pods");
+    // Of two pods with one address the name stays until both are gone.
+    let pod = |name: &str| ObjectName::new("testns", format!("pod/{name}"));
+    let host = "10-90-2-101.testns.pod.cluster.local";
+    lab.dns.apply(&pod("host"), None);
+    assert!(ask(&lab, host, "A").await.ends_with("A 10.90.2.101"));
+    lab.dns.apply(&pod("host2"), None);
+    assert_eq!(ask(&lab, host, "A").await, NXDOMAIN);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, net::SocketAddr, time::Duration};
 
-use gateway::dns::clock;
+use gateway::{dns::clock, plan::Pods};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Record, RecordType},
@@ -163,7 +163,7 @@ impl Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_name_type_case_and_edns_variant_gets_the_same_answer_in_the_kernel_over_udp_and_over_tcp() {
-    let (lab, records) = lab_of(&manifests(), false).await;
+    let (lab, records) = lab_of(&manifests(), Pods::Verified).await;
     let names = names(&records);
     let mut developer = Client::new(lab.addr, DEVELOPER).await;
     let mut guest = Client::new(lab.addr, GUEST).await;

@@ -8,7 +8,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::{Api, Client, api::PostParams};
 
 use super::{
-    super::{Access, Denied, SourceError},
+    super::{Access, Denied, Extra, SourceError},
     watch::{Kind, chain},
 };
 
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(in super::super) async fn access(
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
-    service_cidrs: bool,
+    extra: Extra,
 ) -> Result<Access, SourceError> {
     let mut config = super::configuration(kubeconfig, context).await?;
     (config.connect_timeout, config.read_timeout) = (Some(PATIENCE), Some(PATIENCE));
@@ -30,7 +30,7 @@ pub(in super::super) async fn access(
     let version = client.apiserver_version().await.map_err(|error| silent(&error))?;
     let reviews = Api::<SelfSubjectAccessReview>::all(client);
     let mut denied = Vec::new();
-    for kind in Kind::ALL.into_iter().filter(|kind| service_cidrs || *kind != Kind::Cidrs) {
+    for kind in Kind::wanted(extra) {
         for verb in ["list", "watch"] {
             let attributes = ResourceAttributes {
                 group: Some(kind.group().to_owned()),

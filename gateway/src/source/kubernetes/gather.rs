@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::watch::{Item, Kind, Message, What};
+use super::{
+    super::Extra,
+    watch::{Item, Kind, Message, What},
+};
 use crate::model::{Cluster, Event, ObjectName};
 
 /// One kind's state.
@@ -26,6 +29,8 @@ struct State {
 /// Gathers all kinds into one stream.
 #[derive(Debug, Default)]
 pub(super) struct Gatherer {
+    /// Kinds whose first lists make the snapshot.
+    awaited: Vec<Kind>,
     kinds: BTreeMap<Kind, State>,
     cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
     /// Until every kind is settled: what will be the snapshot.
@@ -36,10 +41,9 @@ pub(super) struct Gatherer {
 }
 
 impl Gatherer {
-    /// One that is not told of service CIDRs and does not wait for them.
-    pub(super) fn without_cidrs() -> Self {
-        let known = State { settled: true, ..State::default() };
-        Self { kinds: BTreeMap::from([(Kind::Cidrs, known)]), ..Self::default() }
+    /// One that waits for what the config needs.
+    pub(super) fn new(extra: Extra) -> Self {
+        Self { awaited: Kind::wanted(extra).collect(), ..Self::default() }
     }
 
     /// The events of a batch of messages; the first that are not empty are the snapshot.
@@ -53,7 +57,7 @@ impl Gatherer {
         }
         self.early.append(&mut events);
         let settled = |kind: &Kind| self.kinds.get(kind).is_some_and(|state| state.settled);
-        if !Kind::ALL.iter().all(settled) {
+        if !self.awaited.iter().all(settled) {
             return Vec::new();
         }
         self.synced = true;
@@ -125,6 +129,9 @@ impl Gatherer {
                     (true, Kind::Cidrs) => {
                         format!("allow list and watch of {plural} in its ClusterRole, or set serviceCIDRs")
                     }
+                    (true, Kind::Pods) => format!(
+                        "allow list and watch of {plural} as in deploy/rbac-pods.yaml, or set dns.pods to another value than verified"
+                    ),
                     (true, _) => format!("allow list and watch of {plural} in its ClusterRole"),
                 };
                 state.failure = Some(format!("{plural}: {error}; {mend}"));
@@ -140,6 +147,7 @@ impl Gatherer {
             Item::Slice(slice) => Event::Slice(slice),
             Item::Namespace(name) => Event::Namespace(name),
             Item::Node(node) => Event::Node(node),
+            Item::Pod(pod) => Event::Pod(pod),
             Item::Cidrs(cidrs) => {
                 self.cidrs.insert(key, cidrs);
                 self.service_cidrs()
@@ -156,6 +164,7 @@ impl Gatherer {
             Kind::Slices => Event::SliceGone(key.clone()),
             Kind::Namespaces => Event::NamespaceGone(key.name.clone()),
             Kind::Nodes => Event::NodeGone(key.name.clone()),
+            Kind::Pods => Event::PodGone(key.clone()),
             Kind::Cidrs => {
                 self.cidrs.remove(key);
                 self.service_cidrs()

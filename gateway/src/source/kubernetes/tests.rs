@@ -1,10 +1,13 @@
 //! Message by message: what becomes an event, and when.
 
 use super::{
+    super::Extra,
     gather::Gatherer,
     watch::{Item, Kind, Message, What},
 };
 use crate::model::{Event, ObjectName, Service, ServiceKind};
+
+const EXTRA: Extra = Extra { service_cidrs: true, pods: false };
 
 fn key(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
@@ -45,8 +48,8 @@ fn tell(gatherer: &mut Gatherer, kind: Kind, whats: Vec<What>) -> Vec<String> {
 
 /// A gatherer that has told the snapshot of these Services.
 fn synced(services: &[&str]) -> Gatherer {
-    let mut gatherer = Gatherer::default();
-    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Services) {
+    let mut gatherer = Gatherer::new(EXTRA);
+    for kind in Kind::wanted(EXTRA).filter(|kind| *kind != Kind::Services) {
         assert_eq!(tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]), Vec::<String>::new());
     }
     let mut whats = vec![What::ListBegins];
@@ -63,7 +66,7 @@ fn synced(services: &[&str]) -> Gatherer {
 
 #[test]
 fn changes_while_other_kinds_are_still_listed_are_in_the_snapshot() {
-    let mut gatherer = Gatherer::default();
+    let mut gatherer = Gatherer::new(EXTRA);
     let services = vec![What::ListBegins, object("a"), object("b"), What::Listed, What::Gone(key("a")), object("c")];
     assert_eq!(tell(&mut gatherer, Kind::Services, services), Vec::<String>::new());
     for kind in [Kind::Slices, Kind::Namespaces, Kind::Nodes] {

@@ -5,7 +5,7 @@ use std::{error::Error, fmt, time::Duration};
 use futures::StreamExt as _;
 use ipnet::IpNet;
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Service},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
@@ -19,7 +19,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::super::convert;
+use super::super::{Extra, convert};
 use crate::model::{self, ObjectName};
 
 /// How long one watch request lasts, before it is asked for anew from where it was. Short, because it is also how long
@@ -35,11 +35,22 @@ pub(super) enum Kind {
     Slices,
     Namespaces,
     Nodes,
+    Pods,
     Cidrs,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 5] = [Self::Services, Self::Slices, Self::Namespaces, Self::Nodes, Self::Cidrs];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Services, Self::Slices, Self::Namespaces, Self::Nodes, Self::Pods, Self::Cidrs];
+
+    /// Those that the config needs.
+    pub(super) fn wanted(extra: Extra) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |kind| match kind {
+            Self::Cidrs => extra.service_cidrs,
+            Self::Pods => extra.pods,
+            _ => true,
+        })
+    }
 
     /// As in the URL, in RBAC rules and in messages.
     pub(super) const fn plural(self) -> &'static str {
@@ -48,6 +59,7 @@ impl Kind {
             Self::Slices => "endpointslices",
             Self::Namespaces => "namespaces",
             Self::Nodes => "nodes",
+            Self::Pods => "pods",
             Self::Cidrs => "servicecidrs",
         }
     }
@@ -55,7 +67,7 @@ impl Kind {
     /// Its API group; empty for the core.
     pub(super) const fn group(self) -> &'static str {
         match self {
-            Self::Services | Self::Namespaces | Self::Nodes => "",
+            Self::Services | Self::Namespaces | Self::Nodes | Self::Pods => "",
             Self::Slices => "discovery.k8s.io",
             Self::Cidrs => "networking.k8s.io",
         }
@@ -79,6 +91,7 @@ pub(super) enum Item {
     Slice(model::Slice),
     Namespace(String),
     Node(model::Node),
+    Pod(model::Pod),
     Cidrs(Vec<IpNet>),
 }
 
@@ -105,10 +118,10 @@ pub(super) enum What {
     Failed { error: String, refused: bool },
 }
 
-/// Starts every watcher; the one for service CIDRs when they are asked for.
+/// Starts every watcher; those for pods and service CIDRs when they are asked for.
 pub(super) fn all(
     client: &Client,
-    service_cidrs: bool,
+    extra: Extra,
     messages: &mpsc::UnboundedSender<Message>,
     set: &mut JoinSet<()>,
 ) {
@@ -117,7 +130,10 @@ pub(super) fn all(
     start.watch::<EndpointSlice>(Kind::Slices, |o, p| convert::slice(o, p).map(Item::Slice));
     start.watch::<Namespace>(Kind::Namespaces, |o, p| convert::namespace(o, p).map(Item::Namespace));
     start.watch::<Node>(Kind::Nodes, |o, p| convert::node(o, p).map(Item::Node));
-    if service_cidrs {
+    if extra.pods {
+        start.watch::<Pod>(Kind::Pods, |o, p| convert::pod(o, p).map(Item::Pod));
+    }
+    if extra.service_cidrs {
         start.watch::<ServiceCIDR>(Kind::Cidrs, |o, p| Some(Item::Cidrs(convert::service_cidr(o, p))));
     }
 }
@@ -145,7 +161,11 @@ async fn watch<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let config = watcher::Config::default().timeout(WATCH_TIMEOUT.as_secs() as u32);
+    let mut config = watcher::Config::default().timeout(WATCH_TIMEOUT.as_secs() as u32);
+    if kind == Kind::Pods {
+        // Pods that have ended keep their objects for long, and no address.
+        config = config.fields("status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown");
+    }
     let object = |object: K| {
         let key = key(&object);
         let mut problems = Vec::new();

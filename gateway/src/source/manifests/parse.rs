@@ -12,7 +12,7 @@ use serde::{
 use serde_json::Value;
 
 use super::super::convert;
-use crate::model::{Node, ObjectName, Objects, Service, Slice};
+use crate::model::{Node, ObjectName, Objects, Pod, Service, Slice};
 
 /// An object of a kind that is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(super) enum Object {
     Endpoints(ObjectName, Vec<Slice>),
     Namespace(String),
     Node(Node),
+    Pod(Pod),
 }
 
 impl Object {
@@ -33,6 +34,7 @@ impl Object {
             Self::Endpoints(name, _) => ("Endpoints", name.clone()),
             Self::Namespace(name) => ("Namespace", ObjectName::new("", name.clone())),
             Self::Node(node) => ("Node", ObjectName::new("", node.name.clone())),
+            Self::Pod(pod) => ("Pod", pod.name.clone()),
         }
     }
 
@@ -43,6 +45,7 @@ impl Object {
             Self::Endpoints(_, slices) => slices.into_iter().for_each(|s| objects.insert_slice(s)),
             Self::Namespace(name) => drop(objects.namespaces.insert(name)),
             Self::Node(node) => objects.insert_node(node),
+            Self::Pod(pod) => objects.insert_pod(pod),
         }
     }
 }
@@ -183,6 +186,10 @@ impl Parsed {
                 let node = place.typed::<core::Node>(value)?;
                 self.objects.extend(convert::node(node, &mut self.problems).map(Object::Node));
             }
+            ("v1", "Pod") => {
+                let pod = place.typed::<core::Pod>(value)?;
+                self.objects.extend(convert::pod(pod, &mut self.problems).map(Object::Pod));
+            }
             // A generic list names the kind of each item; a typed one, as the API prints it, need not.
             (_, list_kind) if list_kind.ends_with("List") && place.item.is_none() => {
                 let items = match value.get_mut("items").map(Value::take) {
@@ -197,7 +204,7 @@ impl Parsed {
                     self.object(item, of, Place { item: Some(index), ..place })?;
                 }
             }
-            // Pods are not needed before pod records are; other kinds are none of the gateway's business.
+            // Other kinds are none of the gateway's business.
             _ => {}
         }
         Ok(())
