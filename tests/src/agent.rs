@@ -37,6 +37,8 @@ pub struct GatewayConfig {
     pub forward: Vec<String>,
     /// Zones with servers of their own.
     pub forward_zones: Vec<(String, String)>,
+    /// `dns.pods`.
+    pub pods: String,
     /// `snat.addresses`.
     pub snat_addresses: Vec<Ipv4Addr>,
     /// `deny`.
@@ -59,6 +61,7 @@ impl Default for GatewayConfig {
             uplinks: vec!["eth0".into()],
             forward: Vec::new(),
             forward_zones: Vec::new(),
+            pods: "disabled".into(),
             snat_addresses: Vec::new(),
             deny: "reject".into(),
             strangers: "drop".into(),
@@ -112,7 +115,8 @@ impl GatewayConfig {
         let zones: String = self.forward_zones.iter().map(zone).collect();
         let _ = write!(
             out,
-            "dns:\n  forward:\n    - {{ zone: \".\", to: {} }}\n{zones}datapath:\n  mode: {}\n{}",
+            "dns:\n  pods: {}\n  forward:\n    - {{ zone: \".\", to: {} }}\n{zones}datapath:\n  mode: {}\n{}",
+            self.pods,
             list(&self.forward),
             self.mode,
             self.extra

@@ -5,6 +5,7 @@
 //! server), [`Lab::gateway`] starts the agent's binary in it. Dropping a lab removes it; what a killed run left is removed by the next.
 
 pub mod agent;
+pub mod alike;
 pub mod bpffs;
 pub mod clients;
 pub mod cluster;

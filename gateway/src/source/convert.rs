@@ -10,7 +10,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use crate::model::{Node, ObjectName, Pod, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort};
+use crate::model::{
+    Node, ObjectName, Pod, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort,
+};
 
 /// The label of a slice that names its Service.
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -75,11 +75,7 @@ pub struct Denied {
 ///
 /// # Errors
 /// When there is no usable configuration, or the API server does not answer.
-pub async fn access(
-    kubeconfig: Option<PathBuf>,
-    context: Option<String>,
-    extra: Extra,
-) -> Result<Access, SourceError> {
+pub async fn access(kubeconfig: Option<PathBuf>, context: Option<String>, extra: Extra) -> Result<Access, SourceError> {
     kubernetes::access(kubeconfig, context, extra).await
 }
 

@@ -38,6 +38,8 @@ pub const PORT: u16 = 6443;
 pub const COREDNS: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 102);
 /// The rights of the gateway's own service account, `gateway` in `gateway-system`.
 pub const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
+/// What `dns.pods: verified` needs beside it.
+pub const RBAC_PODS: &str = include_str!("../../../deploy/rbac-pods.yaml");
 /// How long a part may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -260,7 +262,7 @@ impl<'lab> Cluster<'lab> {
         let kubeconfig = self.kubeconfig("coredns", CONTROL, &self.by_certificate("admin"))?;
         let corefile = format!(
             ".:53 {{\n    errors\n    ready {COREDNS}:8181\n    kubernetes cluster.local in-addr.arpa ip6.arpa {{\n        \
-             kubeconfig {} lab\n        pods insecure\n        fallthrough in-addr.arpa ip6.arpa\n        ttl 30\n    }}\n    \
+             kubeconfig {} lab\n        pods verified\n        fallthrough in-addr.arpa ip6.arpa\n        ttl 30\n    }}\n    \
              hosts {{\n        192.0.2.99 only.corefile.test\n        fallthrough\n    }}\n    forward . {UPSTREAM}\n    loadbalance\n}}\n",
             kubeconfig.display()
         );

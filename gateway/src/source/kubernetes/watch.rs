@@ -119,12 +119,7 @@ pub(super) enum What {
 }
 
 /// Starts every watcher; those for pods and service CIDRs when they are asked for.
-pub(super) fn all(
-    client: &Client,
-    extra: Extra,
-    messages: &mpsc::UnboundedSender<Message>,
-    set: &mut JoinSet<()>,
-) {
+pub(super) fn all(client: &Client, extra: Extra, messages: &mpsc::UnboundedSender<Message>, set: &mut JoinSet<()>) {
     let mut start = Start { client, messages, set };
     start.watch::<Service>(Kind::Services, |o, p| convert::service(o, p).map(Item::Service));
     start.watch::<EndpointSlice>(Kind::Slices, |o, p| convert::slice(o, p).map(Item::Slice));
