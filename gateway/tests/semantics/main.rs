@@ -114,7 +114,7 @@ fn config(row: &Row) -> PlanConfig {
             load_balancer: row.vips.iter().any(|kind| kind == "loadBalancer"),
         },
         own: Vec::new(),
-        pods: false,
+        pods: gateway::plan::Pods::Disabled,
     }
 }
 
