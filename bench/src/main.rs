@@ -6,6 +6,7 @@
 //! program behind it is the base that is taken off. Rounds are interleaved; the table shows the mean of the middle half.
 
 mod cases;
+mod control;
 mod dns;
 
 use std::process::ExitCode;
@@ -38,12 +39,15 @@ enum Bench {
     Quick,
     /// How long clients wait for names, beside Unbound and dnsmasq; a minute
     Dns,
+    /// A large cluster: first sync, memory, and how long changes take; two minutes
+    Control,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().bench {
         Bench::Quick => quick(),
         Bench::Dns => dns::run(),
+        Bench::Control => control::run(),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

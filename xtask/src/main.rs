@@ -43,7 +43,7 @@ enum Verb {
     },
     /// The whole product in one file: target/release/gateway
     Build,
-    /// Measures: quick, dns
+    /// Measures: quick, dns, control
     Bench {
         /// Which one
         name: String,
@@ -121,16 +121,16 @@ fn work(verb: Verb) -> Result<ExitCode> {
             toolchain::ensure_build()?;
             exit_like(&mut cargo(&["run", "--quiet", "-p", "gateway-bench", "--", "quick"]))
         }
-        Verb::Bench { name } if name == "dns" => {
+        Verb::Bench { name } if name == "dns" || name == "control" => {
             toolchain::ensure_build()?;
             toolchain::ensure_lab_tools()?;
-            // The forwarder's figures are those of the product.
+            // The figures are those of the product.
             must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;
             must(&mut cargo(&["build", "-p", "gateway-lab"]))?;
-            let mut bench = cargo(&["run", "--quiet", "-p", "gateway-bench", "--", "dns"]);
+            let mut bench = cargo(&["run", "--quiet", "-p", "gateway-bench", "--", &name]);
             exit_like(bench.env("GATEWAY_BIN", Path::new("target/release/gateway").canonicalize()?))
         }
-        Verb::Bench { name } => bail!("no benchmark is called {name:?}; there are: quick, dns"),
+        Verb::Bench { name } => bail!("no benchmark is called {name:?}; there are: quick, dns, control"),
         Verb::Dist => {
             toolchain::ensure_build()?;
             must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;

@@ -6,6 +6,7 @@
 mod alone;
 mod datapath;
 mod families;
+mod memory;
 mod owner;
 mod reload;
 mod state;

@@ -103,6 +103,8 @@ impl Owner {
         }
         owner.resolver.synced();
         tokio::task::block_in_place(|| owner.datapath.attach())?;
+        // Lists and plans were several times what is kept.
+        super::memory::give_back();
         owner.state.ready.store(true, Ordering::Release);
         Ok(owner)
     }
@@ -192,7 +194,7 @@ impl Owner {
         self.state.changes.fetch_add(1, Ordering::Relaxed);
         self.settle(&name, result);
         self.state.change(|held| match plan {
-            Some(plan) => drop(held.plans.insert(name, plan)),
+            Some(plan) => drop(held.plans.insert(name, plan.into())),
             None => drop(held.plans.remove(&name)),
         });
     }
@@ -219,7 +221,7 @@ impl Owner {
     fn try_again(&mut self) {
         self.retry = None;
         for name in self.state.held(|held| held.refused.keys().cloned().collect::<Vec<_>>()) {
-            let plan = self.state.held(|held| held.plans.get(&name).cloned());
+            let plan = self.state.held(|held| held.plans.get(&name).map(|plan| ServicePlan::clone(plan)));
             let result = self.datapath.apply(&name, plan.as_ref());
             self.settle(&name, result);
         }

@@ -51,7 +51,7 @@ pub(super) struct State {
 /// What follows from the cluster's state.
 #[derive(Default)]
 pub(super) struct Held {
-    pub plans: BTreeMap<ObjectName, ServicePlan>,
+    pub plans: BTreeMap<ObjectName, Planned>,
     pub cidrs: Vec<IpNet>,
     pub here: Here,
     /// What the kernel refused, by Service; the owner tries again.
@@ -60,6 +60,28 @@ pub(super) struct Held {
     pub config: Option<String>,
     /// What else is wrong, in words.
     pub trouble: Vec<String>,
+}
+
+/// A plan in force. Its records are the zone's alone: they are most of a large cluster's memory.
+pub(super) struct Planned {
+    plan: ServicePlan,
+    /// How many records it had.
+    pub records: usize,
+}
+
+impl From<ServicePlan> for Planned {
+    fn from(mut plan: ServicePlan) -> Self {
+        let records = std::mem::take(&mut plan.records).len();
+        Self { plan, records }
+    }
+}
+
+impl std::ops::Deref for Planned {
+    type Target = ServicePlan;
+
+    fn deref(&self) -> &ServicePlan {
+        &self.plan
+    }
 }
 
 impl State {
@@ -126,7 +148,7 @@ impl State {
             for plan in held.plans.values() {
                 counts.frontends += plan.frontends.len();
                 counts.endpoints += plan.frontends.iter().map(|frontend| frontend.endpoints.len()).sum::<usize>();
-                counts.records += plan.records.len();
+                counts.records += plan.records;
             }
             counts
         });
@@ -210,7 +232,9 @@ impl Agent for State {
 
     fn services(&self) -> Vec<report::Service> {
         self.held(|held| {
-            let report = |(name, plan): (&ObjectName, &ServicePlan)| report::Service::new(name, plan, &self.view_names);
+            let report = |(name, plan): (&ObjectName, &Planned)| {
+                report::Service::new(name, plan, plan.records, &self.view_names)
+            };
             held.plans.iter().map(report).collect()
         })
     }

@@ -168,8 +168,8 @@ pub struct Port {
 }
 
 impl Service {
-    /// From a plan; `views` are the views' names by number.
-    pub fn new(name: &ObjectName, plan: &ServicePlan, views: &[String]) -> Self {
+    /// From a plan, which had so many records; `views` are the views' names by number.
+    pub fn new(name: &ObjectName, plan: &ServicePlan, records: usize, views: &[String]) -> Self {
         let may = |(id, view): (usize, &String)| (plan.views >> id & 1 == 1).then(|| view.clone());
         let port = |frontend: &crate::plan::Frontend| Port {
             vip: frontend.vip,
@@ -186,7 +186,7 @@ impl Service {
             vips: plan.vips.clone(),
             views: views.iter().enumerate().filter_map(may).collect(),
             ports: plan.frontends.iter().map(port).collect(),
-            records: plan.records.len(),
+            records,
             problems: plan.problems.clone(),
         }
     }

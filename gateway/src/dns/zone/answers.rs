@@ -13,12 +13,9 @@ use gateway_common::{
 
 use super::{
     ALL_VIEWS, TYPE_HINFO, ZoneConfig,
-    tree::{Node, RrSet, Tree, rtype, target},
+    tree::{Data, Node, RrSet, Tree},
 };
-use crate::{
-    dns::{learn::Rr, name},
-    plan::RecordData,
-};
+use crate::dns::{learn::Rr, name};
 
 /// Bytes of records in one answer: what is left of a message without header, question and OPT, rounded down. A headless Service of
 /// some thousands of endpoints has more; no client can be given them all at once.
@@ -97,43 +94,57 @@ impl Answers {
     /// The entries that a name should have, the one that says that it exists last.
     pub fn wanted(&self, tree: &Tree, name: &[u8]) -> Result<Vec<Wanted>, BuildError> {
         let Some(node) = tree.get(name) else { return Ok(Vec::new()) };
-        let mut wanted = Vec::with_capacity(4);
-        if tree.apexes().iter().any(|apex| **apex == *name) {
-            for (qtype, ttl, rdata) in [(wire::SOA, self.soa_ttl, &self.soa), (wire::NS, self.ttl, &self.ns)] {
-                let mut builder = EntryBuilder::zone(name, node.views())?;
-                builder.answer(Record::new(name, qtype, ttl, rdata))?;
-                if qtype == wire::NS {
-                    addresses(&mut builder, tree, [&*self.ns], node.views())?;
-                }
-                wanted.push(Wanted { qtype, answer: Arc::new(builder.build()?), split: false });
+        let own = if is_apex(tree, name) { &[wire::SOA, wire::NS][..] } else { &[] };
+        let types = own.iter().copied().chain(node.types()).chain([dns_key::EXISTS]);
+        types.filter_map(|qtype| self.entry(tree, node, name, qtype).transpose()).collect()
+    }
+
+    /// The entry that a name should have for one type.
+    pub fn wanted_of(&self, tree: &Tree, name: &[u8], qtype: u16) -> Result<Option<Wanted>, BuildError> {
+        tree.get(name).map_or(Ok(None), |node| self.entry(tree, node, name, qtype))
+    }
+
+    fn entry(&self, tree: &Tree, node: &Node, name: &[u8], qtype: u16) -> Result<Option<Wanted>, BuildError> {
+        let whole = |answer: Answer| Ok(Some(Wanted { qtype, answer: Arc::new(answer), split: false }));
+        let own = match qtype {
+            wire::SOA => Some((self.soa_ttl, &self.soa)),
+            wire::NS => Some((self.ttl, &self.ns)),
+            _ => None,
+        };
+        if let Some((ttl, rdata)) = own {
+            if !is_apex(tree, name) {
+                return Ok(None);
+            }
+            let mut builder = EntryBuilder::zone(name, node.views())?;
+            builder.answer(Record::new(name, qtype, ttl, rdata))?;
+            if qtype == wire::NS {
+                addresses(&mut builder, tree, [&*self.ns], node.views())?;
+            }
+            return whole(builder.build()?);
+        }
+        if qtype == dns_key::EXISTS {
+            return match (tree.zone_of(name), node.rrset(wire::CNAME)) {
+                (None, _) => Ok(None),
+                (_, Some(_)) => whole(build::exists_as_alias(name, node.views())?),
+                (_, None) => whole(build::exists(name, node.views())?),
+            };
+        }
+        match node.rrset(qtype) {
+            None => Ok(None),
+            Some(set) if set.is_same_for_all() => whole(answer(tree, name, qtype, &set, set.views())?),
+            Some(set) => {
+                let answer = EntryBuilder::zone(name, set.views())?.build()?;
+                Ok(Some(Wanted { qtype, answer: Arc::new(answer), split: true }))
             }
         }
-        for qtype in node.types() {
-            let Some(set) = node.rrset(qtype) else { continue };
-            let split = !set.is_same_for_all();
-            let answer = if split {
-                EntryBuilder::zone(name, set.views())?.build()?
-            } else {
-                answer(tree, name, qtype, &set, set.views())?
-            };
-            wanted.push(Wanted { qtype, answer: Arc::new(answer), split });
-        }
-        if tree.zone_of(name).is_some() {
-            let answer = match node.rrset(wire::CNAME) {
-                Some(_) => build::exists_as_alias(name, node.views())?,
-                None => build::exists(name, node.views())?,
-            };
-            wanted.push(Wanted { qtype: dns_key::EXISTS, answer: Arc::new(answer), split: false });
-        }
-        Ok(wanted)
     }
 
     /// Addresses of one family that no record of the zone holds.
     pub fn addresses(&self, name: &[u8], all: impl Iterator<Item = IpAddr>) -> Option<Answer> {
         let mut builder = EntryBuilder::zone(name, ALL_VIEWS).ok()?;
         for addr in all {
-            let data = RecordData::Address(addr);
-            builder.answer(Record::new(name, rtype(&data)?, self.ttl, &rdata(&data)?)).ok()?;
+            let data = Data::Address(addr);
+            builder.answer(Record::new(name, data.rtype()?, self.ttl, &rdata(&data)?)).ok()?;
         }
         builder.build().ok()
     }
@@ -166,10 +177,15 @@ impl Answers {
     }
 }
 
-/// What some views see of a set whose records not all views see; `None`: nothing.
+fn is_apex(tree: &Tree, name: &[u8]) -> bool {
+    tree.apexes().iter().any(|apex| **apex == *name)
+}
+
+/// What some views see of a set whose records not all views see; `None`: nothing, or it is the same for all.
 pub fn for_views(tree: &Tree, name: &[u8], qtype: u16, views: u64) -> Option<Answer> {
     let set = tree.get(name)?.rrset(qtype)?;
-    (set.views() & views != 0).then(|| answer(tree, name, qtype, &set, views).ok()).flatten()
+    let split = !set.is_same_for_all() && set.views() & views != 0;
+    split.then(|| answer(tree, name, qtype, &set, views).ok()).flatten()
 }
 
 /// The alias that some views see at a name.
@@ -192,8 +208,8 @@ fn answer(tree: &Tree, name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> 
         room = left;
         builder.answer(Record::new(name, qtype, set.ttl, &rdata))?;
     }
-    let targets: BTreeSet<Box<[u8]>> = visible().filter_map(target).collect();
-    addresses(&mut builder, tree, targets.iter().map(|target| &**target), views)?;
+    let targets: BTreeSet<&[u8]> = visible().filter_map(|data| data.target().map(|target| &**target)).collect();
+    addresses(&mut builder, tree, targets, views)?;
     builder.build()
 }
 
@@ -228,17 +244,17 @@ fn addresses<'t>(
     Ok(())
 }
 
-/// Data in wire format, names spelt out; `None` when a name in it is none.
-fn rdata(data: &RecordData) -> Option<Vec<u8>> {
+/// Data in wire format, names spelt out; `None` for what is no record.
+fn rdata(data: &Data) -> Option<Vec<u8>> {
     Some(match data {
-        RecordData::Address(std::net::IpAddr::V4(addr)) => addr.octets().to_vec(),
-        RecordData::Address(std::net::IpAddr::V6(addr)) => addr.octets().to_vec(),
-        RecordData::Cname(target) | RecordData::Ptr(target) => name::from_text(target)?.into_vec(),
-        RecordData::Srv(priority, weight, port, target) => {
+        Data::Address(IpAddr::V4(addr)) => addr.octets().to_vec(),
+        Data::Address(IpAddr::V6(addr)) => addr.octets().to_vec(),
+        Data::Cname(target) | Data::Ptr(target) => target.to_vec(),
+        Data::Srv(priority, weight, port, target) => {
             let numbers = [*priority, *weight, *port].map(u16::to_be_bytes).concat();
-            [&numbers[..], &name::from_text(target)?].concat()
+            [&numbers[..], target].concat()
         }
-        RecordData::Txt(text) => {
+        Data::Txt(text) => {
             // A string holds at most 255 bytes; a longer one goes on in the next.
             let mut strings = Vec::with_capacity(text.len() + 1);
             let chunks: Vec<&[u8]> = if text.is_empty() { vec![&[]] } else { text.as_bytes().chunks(255).collect() };
@@ -248,6 +264,6 @@ fn rdata(data: &RecordData) -> Option<Vec<u8>> {
             }
             strings
         }
-        RecordData::Exists => return None,
+        Data::Exists => return None,
     })
 }

@@ -1,7 +1,7 @@
 //! The cluster zone: fed by the plans of Services, answered by the forwarder, pushed into the kernel by its differences.
 //!
-//! Forwarder and kernel hold one entry a name and type, and one that says that the name exists; below a zone that is complete, what
-//! has no entry does not exist. Where views see different records of one name and type, one entry cannot say it: the kernel's has
+//! The kernel holds one entry a name and type, and one that says that the name exists; the forwarder makes the same entries when it is
+//! asked, since to keep them all would take more memory than everything else. Below a zone that is complete, what has no entry does not exist. Where views see different records of one name and type, one entry cannot say it: the kernel's has
 //! expired, which sends the query to the forwarder, and the forwarder builds the answer of that view.
 
 mod answers;
@@ -11,32 +11,31 @@ mod reverse;
 mod tree;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytemuck::Zeroable as _;
 use gateway_common::{
     dns::{
-        build::{Answer, BuildError, key},
+        build::{Answer, key},
         emit::Request,
-        resolve::Outcome,
-        table::Table,
+        resolve::{Lookup, Outcome, resolve},
         wire,
     },
-    limits::MAX_ZONES,
+    limits::{DNS_NAME, MAX_ZONES},
     maps::{self, DnsKey, dns_key},
 };
 use ipnet::IpNet;
 
 use self::{
     answers::{Answers, Wanted},
-    tree::Tree,
+    tree::{Data, Held, Name, Tree},
 };
 use super::{DnsError, learn::Rr, name, publish::Publisher, stats::ZoneInfo};
 use crate::{
     model::ObjectName,
-    plan::{Record, RecordData, ServicePlan},
+    plan::{Record, ServicePlan},
 };
 
 /// Type HINFO.
@@ -71,26 +70,66 @@ pub enum Found {
 struct Inner {
     tree: Tree,
     answers: Answers,
-    owned: HashMap<ObjectName, BTreeSet<Record>>,
-    /// What the forwarder answers from.
-    table: Table,
-    /// Names and types whose answer depends on the view.
-    split: HashSet<(Box<[u8]>, u16)>,
-    /// The types in the tables, by name.
-    types: HashMap<Box<[u8]>, Vec<u16>>,
-    /// What the kernel should hold: the names that are not too long for it.
-    kernel: HashMap<DnsKey, Wanted>,
+    owned: HashMap<ObjectName, Vec<Held>>,
+    /// Entries there are, and how many of them fit into the kernel.
+    entries: Count,
     /// What the kernel refused, and what it would not remove.
     pending: HashSet<DnsKey>,
     synced: bool,
     /// The zones, by their slots in the tables.
     slots: [Slot; MAX_ZONES],
+    /// The same, as answers share them; `None`: there is no zone in the slot.
+    zones: [Option<Arc<maps::Zone>>; MAX_ZONES],
     /// The cluster's domain, for its negative answers.
     domain: Arc<maps::Zone>,
     /// `pod` and the cluster's domain, when names of pods are answered.
     pods: Option<Box<[u8]>>,
     /// `local` is answered as a zone's apex.
     local: bool,
+}
+
+/// Numbers of entries.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    rrsets: usize,
+    kernel: usize,
+}
+
+impl Count {
+    fn of(name: &[u8], entries: &[Wanted]) -> Self {
+        Self {
+            rrsets: entries.iter().filter(|wanted| wanted.qtype != dns_key::EXISTS).count(),
+            kernel: if name.len() <= DNS_NAME { entries.len() } else { 0 },
+        }
+    }
+}
+
+/// The zone seen from one query.
+struct Asked<'a> {
+    inner: &'a Inner,
+    name: &'a [u8],
+}
+
+impl Lookup for Asked<'_> {
+    type Entry = Arc<Answer>;
+    type Zone = Arc<maps::Zone>;
+
+    fn entry(&mut self, qtype: u16, bits: u8) -> Option<Arc<Answer>> {
+        let wanted =
+            if bits == 0 { self.inner.answers.wanted_of(&self.inner.tree, self.name, qtype) } else { Ok(None) };
+        wanted.ok().flatten().filter(|wanted| !wanted.split).map(|wanted| wanted.answer)
+    }
+
+    fn zone(&mut self) -> Option<Arc<maps::Zone>> {
+        let zones = self.inner.zones.iter().flatten();
+        let within = |zone: &&Arc<maps::Zone>| name::is_within(self.name, &zone.name[..zone.name_len.into()]);
+        zones.filter(within).max_by_key(|zone| zone.name_len).cloned()
+    }
+
+    fn now(&mut self) -> u64 {
+        // Nothing in the zone ages.
+        0
+    }
 }
 
 /// A slot of the zone tables; all zero when there is no zone in it.
@@ -143,31 +182,28 @@ impl Zone {
         if let Some(pods) = &pods {
             slots[PODS].zone = answers.zone(pods).map_err(DnsError::ClusterDomain)?;
         }
-        let mut table = Table::default();
         for (index, slot) in slots.iter_mut().enumerate().filter(|(_, slot)| slot.zone.name_len > 0) {
             publisher
                 .set_zone(index, &slot.zone)
                 .map_err(|source| DnsError::Zone { zone: config.domain.to_owned(), source })?;
             slot.in_kernel = slot.zone;
-            table.set_zone(index, slot.zone);
         }
-        let inner = Inner {
-            tree: Tree::new(vec![apex]),
+        let mut inner = Inner {
+            tree: Tree::new(vec![apex.into()]),
             answers,
             owned: HashMap::new(),
-            table,
-            split: HashSet::new(),
-            types: HashMap::new(),
-            kernel: HashMap::new(),
+            entries: Count::default(),
             pending: HashSet::new(),
             synced: false,
             slots,
+            zones: Default::default(),
             domain: Arc::new(zone),
             pods,
             local: config.local,
         };
+        inner.set_slots();
         let zone = Self { publisher, inner: RwLock::new(inner) };
-        zone.change(None, config.fixed.iter().cloned().collect());
+        zone.change(None, &config.fixed);
         Ok(zone)
     }
 
@@ -181,29 +217,25 @@ impl Zone {
 
     /// Replaces a Service's records; `None`: it is gone. When this returns, neither the forwarder nor the kernel gives an old answer.
     pub fn apply(&self, service: &ObjectName, plan: Option<&ServicePlan>) {
-        self.change(Some(service), plan.map(|plan| plan.records.iter().cloned().collect()).unwrap_or_default());
+        self.change(Some(service), plan.map_or(&[], |plan| &plan.records));
     }
 
-    fn change(&self, service: Option<&ObjectName>, new: BTreeSet<Record>) {
+    fn change(&self, service: Option<&ObjectName>, records: &[Record]) {
         let mut inner = self.write();
         let old = service.and_then(|service| inner.owned.remove(service)).unwrap_or_default();
-        let mut touched = BTreeSet::new();
+        let new = inner.tree.held(records);
+        let (come, gone) = difference(&old, &new);
+        let names = come.iter().chain(&gone).map(|record| Arc::clone(&record.name));
+        let before = inner.before(names.collect());
         // First what comes, then what goes: names that stay never cease to exist in between.
-        for (records, adds) in [(new.difference(&old), true), (old.difference(&new), false)] {
-            for record in records {
-                let Some(wire) = name::from_text(&record.name) else {
-                    tracing::warn!(name = record.name, "not a DNS name: left out of the zone");
-                    continue;
-                };
-                touched.extend(if adds { inner.tree.add(&wire, record) } else { inner.tree.remove(&wire, record) });
-            }
-        }
+        come.into_iter().for_each(|record| inner.tree.add(record));
+        gone.into_iter().for_each(|record| inner.tree.remove(record));
         if let Some(service) = service
             && !new.is_empty()
         {
             inner.owned.insert(service.clone(), new);
         }
-        inner.renew_all(touched, &self.publisher);
+        inner.renew_all(before, &self.publisher);
         inner.settle(&self.publisher);
     }
 
@@ -220,7 +252,7 @@ impl Zone {
         let mut inner = self.write();
         let first = if inner.pods.is_some() { PODS + 1 } else { PODS };
         let new = reverse::zones(ranges, MAX_ZONES - first);
-        if inner.tree.apexes()[1..] == new {
+        if inner.tree.apexes()[1..].iter().map(|apex| &**apex).eq(new.iter().map(|apex| &**apex)) {
             return;
         }
         // While entries come and go, the kernel denies nothing in these zones.
@@ -229,22 +261,20 @@ impl Zone {
         }
         inner.set_slots();
         inner.settle(&self.publisher);
-        let pointers: Vec<(Box<[u8]>, Record)> = inner
-            .owned
-            .values()
-            .flatten()
-            .filter(|record| record.name.ends_with(".arpa"))
-            .filter_map(|record| Some((name::from_text(&record.name)?, record.clone())))
-            .collect();
-        let mut touched = BTreeSet::new();
-        for (wire, record) in pointers.iter().chain(&inner.own_names()) {
-            touched.extend(inner.tree.remove(wire, record));
+        let pointer = |record: &&Held| record.name.ends_with(b"\x04arpa\x00");
+        let pointers: Vec<Held> = inner.owned.values().flatten().filter(pointer).cloned().collect();
+        let names = |own: &[Held]| pointers.iter().chain(own).map(|record| Arc::clone(&record.name)).collect();
+        let own = inner.own_names();
+        let mut before = inner.before(names(&own));
+        pointers.iter().chain(&own).for_each(|record| inner.tree.remove(record));
+        inner.tree.set_reverse(new.into_iter().map(Name::from));
+        let own = inner.own_names();
+        // What is not there now was nothing before, or has been looked at.
+        for (name, entries) in inner.before(names(&own)) {
+            before.entry(name).or_insert(entries);
         }
-        inner.tree.set_reverse(new);
-        for (wire, record) in pointers.iter().chain(&inner.own_names()) {
-            touched.extend(inner.tree.add(wire, record));
-        }
-        inner.renew_all(touched, &self.publisher);
+        pointers.iter().chain(&own).for_each(|record| inner.tree.add(record));
+        inner.renew_all(before, &self.publisher);
         for (index, apex) in inner.tree.apexes()[1..].to_vec().iter().enumerate() {
             match inner.answers.zone(apex) {
                 Ok(zone) => {
@@ -265,7 +295,9 @@ impl Zone {
         }
         let mut inner = self.write();
         for key in inner.pending.clone() {
-            inner.push(&key, &self.publisher);
+            let name = &key.name[..usize::from(key.len)];
+            let wanted = inner.answers.wanted_of(&inner.tree, name, key.qtype).unwrap_or_default();
+            inner.push(&key, wanted.as_ref(), &self.publisher);
         }
         inner.settle(&self.publisher);
     }
@@ -280,13 +312,10 @@ impl Zone {
         if any && inside && node.is_some() {
             return found(inner.answers.minimal_any(name));
         }
-        if !inner.split.is_empty()
-            && inner.split.contains(&(name.into(), qtype))
-            && let Some(answer) = answers::for_views(&inner.tree, name, qtype, views)
-        {
+        if let Some(answer) = answers::for_views(&inner.tree, name, qtype, views) {
             return Found::Answer(Arc::new(answer));
         }
-        match inner.table.resolve(request, view.into(), 0) {
+        match resolve(&mut Asked { inner: &inner, name }, &request.query, view.into()) {
             Outcome::Answer(answer, _) => Found::Answer(answer),
             Outcome::NoData(zone) => Found::Negative(zone, wire::NOERROR),
             Outcome::NxDomain(zone) => Found::Negative(zone, wire::NXDOMAIN),
@@ -312,8 +341,8 @@ impl Zone {
             synced: inner.synced,
             complete_in_kernel: inner.slots[DOMAIN].in_kernel.complete != 0,
             names: inner.tree.len(),
-            rrsets: inner.table.iter().filter(|(_, qtype, ..)| *qtype != dns_key::EXISTS).count() + inner.split.len(),
-            kernel_entries: inner.kernel.len() - inner.pending.len().min(inner.kernel.len()),
+            rrsets: inner.entries.rrsets,
+            kernel_entries: inner.entries.kernel - inner.pending.len().min(inner.entries.kernel),
             pending: inner.pending.len(),
         }
     }
@@ -339,73 +368,71 @@ impl Inner {
     }
 
     /// The reverse zones' own names, which exist for everyone.
-    fn own_names(&self) -> Vec<(Box<[u8]>, Record)> {
-        let record = |apex| Record { name: name::to_text(apex), ttl: 0, views: ALL_VIEWS, data: RecordData::Exists };
-        self.tree.apexes()[1..].iter().map(|apex| (apex.clone(), record(apex))).collect()
+    fn own_names(&self) -> Vec<Held> {
+        let record = |apex: &Name| Held { name: Arc::clone(apex), data: Data::Exists, ttl: 0, views: ALL_VIEWS };
+        self.tree.apexes()[1..].iter().map(record).collect()
     }
 
-    /// Brings the forwarder's table to what the slots say.
+    /// Brings what the forwarder answers with to what the slots say.
     fn set_slots(&mut self) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
             slot.zone.complete = u16::from(self.synced && slot.whole && slot.zone.name_len > 0);
-            self.table.set_zone(index, slot.zone);
+            self.zones[index] = (slot.zone.name_len > 0).then(|| Arc::new(slot.zone));
         }
         self.domain = Arc::new(self.slots[DOMAIN].zone);
     }
 
-    /// Renews names whose records changed, and those that tell their addresses.
-    fn renew_all(&mut self, mut names: BTreeSet<Box<[u8]>>, publisher: &Publisher) {
-        let mut pointing: Vec<Box<[u8]>> = names.iter().flat_map(|name| self.tree.pointing_to(name)).cloned().collect();
-        if names.contains(self.answers.name_server()) {
-            pointing.extend_from_slice(self.tree.apexes());
+    /// The entries, as they are, of everything that a change at these names may change: they, those above them, and those whose answers
+    /// carry their addresses.
+    fn before(&self, changed: BTreeSet<Name>) -> BTreeMap<Name, Vec<Wanted>> {
+        let mut names = BTreeSet::new();
+        for name in &changed {
+            names.extend(self.tree.pointing_to(name).cloned());
+            names.extend(self.tree.levels(name).skip(1).map(|above| self.tree.shared(above)));
         }
-        names.extend(pointing);
-        for name in &names {
-            if let Err(error) = self.renew(name, publisher) {
-                tracing::error!(name = name::to_text(name), "the zone has no answer for this name: {error}");
-            }
+        if changed.iter().any(|name| **name == *self.answers.name_server()) {
+            names.extend(self.tree.apexes().iter().cloned());
+        }
+        names.extend(changed);
+        names.into_iter().map(|name| (Arc::clone(&name), self.wanted(&name))).collect()
+    }
+
+    fn wanted(&self, name: &[u8]) -> Vec<Wanted> {
+        self.answers.wanted(&self.tree, name).unwrap_or_else(|error| {
+            tracing::error!(name = name::to_text(name), "the zone has no answer for this name: {error}");
+            Vec::new()
+        })
+    }
+
+    /// Makes the entries of names what they should be, given what they were.
+    fn renew_all(&mut self, before: BTreeMap<Name, Vec<Wanted>>, publisher: &Publisher) {
+        for (name, old) in before {
+            let new = self.wanted(&name);
+            self.renew(&name, &old, &new, publisher);
         }
     }
 
-    /// Makes the entries of a name what they should be, here and in the kernel. Records go in before the name exists and out before
-    /// it ceases to, so that a query in between is told of a type too few rather than sent away.
-    fn renew(&mut self, name: &[u8], publisher: &Publisher) -> Result<(), BuildError> {
-        let wanted = self.answers.wanted(&self.tree, name)?;
-        let types: Vec<u16> = wanted.iter().map(|wanted| wanted.qtype).collect();
-        let before = match types.is_empty() {
-            true => self.types.remove(name),
-            false => self.types.insert(name.into(), types.clone()),
-        };
-        for wanted in wanted {
-            let qtype = wanted.qtype;
-            if wanted.split {
-                self.split.insert((name.into(), qtype));
-                self.table.remove(name, qtype, 0);
-            } else {
-                self.split.remove(&(name.into(), qtype));
-                self.table.put(name, qtype, 0, Arc::clone(&wanted.answer));
-            }
-            if let Some(key) = key(name, qtype, 0)
-                && self.kernel.get(&key) != Some(&wanted)
-            {
-                self.kernel.insert(key, wanted);
-                self.push(&key, publisher);
+    /// Brings a name's entries in the kernel from what they were to what they should be. Records go in before the name exists and out
+    /// before it ceases to, so that a query in between is told of a type too few rather than sent away.
+    fn renew(&mut self, name: &[u8], old: &[Wanted], new: &[Wanted], publisher: &Publisher) {
+        let (less, more) = (Count::of(name, old), Count::of(name, new));
+        self.entries.rrsets = self.entries.rrsets + more.rrsets - less.rrsets;
+        self.entries.kernel = self.entries.kernel + more.kernel - less.kernel;
+        for wanted in new.iter().filter(|wanted| !old.contains(wanted)) {
+            if let Some(key) = key(name, wanted.qtype, 0) {
+                self.push(&key, Some(wanted), publisher);
             }
         }
-        for qtype in before.unwrap_or_default().into_iter().filter(|qtype| !types.contains(qtype)) {
-            self.split.remove(&(name.into(), qtype));
-            self.table.remove(name, qtype, 0);
-            if let Some(key) = key(name, qtype, 0) {
-                self.kernel.remove(&key);
-                self.push(&key, publisher);
+        for gone in old.iter().filter(|gone| !new.iter().any(|wanted| wanted.qtype == gone.qtype)) {
+            if let Some(key) = key(name, gone.qtype, 0) {
+                self.push(&key, None, publisher);
             }
         }
-        Ok(())
     }
 
     /// Brings one entry of the kernel to what it should be; what the kernel refuses is tried again later.
-    fn push(&mut self, key: &DnsKey, publisher: &Publisher) {
-        let done = match self.kernel.get(key) {
+    fn push(&mut self, key: &DnsKey, wanted: Option<&Wanted>, publisher: &Publisher) {
+        let done = match wanted {
             Some(wanted) => publisher.put_zone(key, &wanted.answer, wanted.split.then_some(ASK_FORWARDER)),
             None => publisher.remove_zone(key),
         };
@@ -447,6 +474,14 @@ impl Inner {
             }
         }
     }
+}
+
+/// What is in one sorted list and not in the other: of the new one, of the old one.
+fn difference<'r>(old: &'r [Held], new: &'r [Held]) -> (Vec<&'r Held>, Vec<&'r Held>) {
+    let absent = |from: &'r [Held], list: &'r [Held]| {
+        list.iter().filter(|record| from.binary_search(record).is_err()).collect::<Vec<_>>()
+    };
+    (absent(old, new), absent(new, old))
 }
 
 fn found(answer: Option<Answer>) -> Found {

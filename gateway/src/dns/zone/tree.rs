@@ -1,7 +1,11 @@
 //! The zones' names: which records each has, who may see them, which names exist only because of names below them, and whose answers
 //! tell the addresses of which other names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use gateway_common::dns::wire;
 
@@ -10,51 +14,212 @@ use crate::{
     plan::{Record, RecordData},
 };
 
+/// A name in wire format. The tree, the records that point to the name and their owners share it: a large cluster has hundreds of thousands.
+pub type Name = Arc<[u8]>;
+
+/// Record data, with names in wire format.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Data {
+    /// A or AAAA.
+    Address(IpAddr),
+    /// CNAME.
+    Cname(Name),
+    /// SRV: priority, weight, port, target.
+    Srv(u16, u16, u16, Name),
+    /// PTR.
+    Ptr(Name),
+    /// TXT: one string.
+    Txt(Arc<str>),
+    /// Only says that the name exists.
+    Exists,
+}
+
+impl Data {
+    /// Record type; `None`: it only says that the name exists.
+    pub const fn rtype(&self) -> Option<u16> {
+        match self {
+            Self::Address(IpAddr::V4(_)) => Some(wire::A),
+            Self::Address(IpAddr::V6(_)) => Some(wire::AAAA),
+            Self::Cname(_) => Some(wire::CNAME),
+            Self::Srv(..) => Some(wire::SRV),
+            Self::Ptr(_) => Some(wire::PTR),
+            Self::Txt(_) => Some(wire::TXT),
+            Self::Exists => None,
+        }
+    }
+
+    /// The name whose addresses go with the record.
+    pub const fn target(&self) -> Option<&Name> {
+        match self {
+            Self::Srv(.., target) => Some(target),
+            _ => None,
+        }
+    }
+}
+
+/// One owner's record.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// Its name.
+    pub name: Name,
+    /// Its data.
+    pub data: Data,
+    /// TTL in seconds.
+    pub ttl: u32,
+    /// Views that see it.
+    pub views: u64,
+}
+
 /// A multiset of view masks; what any of its members lets see is visible.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Masks(BTreeMap<u64, u32>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Masks {
+    /// So many times this one.
+    One(u32, u64),
+    /// Several.
+    Many(Box<BTreeMap<u64, u32>>),
+}
+
+impl Default for Masks {
+    fn default() -> Self {
+        Self::One(0, 0)
+    }
+}
 
 impl Masks {
     fn add(&mut self, mask: u64) {
-        *self.0.entry(mask).or_default() += 1;
+        match self {
+            Self::One(count @ 0, known) => (*count, *known) = (1, mask),
+            Self::One(count, known) if *known == mask => *count += 1,
+            Self::One(count, known) => *self = Self::Many(Box::new(BTreeMap::from([(*known, *count), (mask, 1)]))),
+            Self::Many(masks) => *masks.entry(mask).or_default() += 1,
+        }
     }
 
     fn remove(&mut self, mask: u64) {
-        if let Some(count) = self.0.get_mut(&mask) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&mask);
+        match self {
+            Self::One(count, known) if *known == mask => *count = count.saturating_sub(1),
+            Self::One(..) => {}
+            Self::Many(masks) => {
+                if let Some(count) = masks.get_mut(&mask) {
+                    *count -= 1;
+                    if *count == 0 {
+                        masks.remove(&mask);
+                    }
+                }
+                if let (1, Some((mask, count))) = (masks.len(), masks.first_key_value()) {
+                    *self = Self::One(*count, *mask);
+                }
             }
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    const fn is_empty(&self) -> bool {
+        matches!(self, Self::One(0, _))
     }
 
     fn union(&self) -> u64 {
-        self.0.keys().fold(0, |all, mask| all | mask)
+        match self {
+            Self::One(0, _) => 0,
+            Self::One(_, mask) => *mask,
+            Self::Many(masks) => masks.keys().fold(0, |all, mask| all | mask),
+        }
     }
 }
 
-/// Who owns one record: for each TTL asked for, the masks of its owners.
+/// How many owners have a record with that TTL for those views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holders {
+    ttl: u32,
+    owners: u32,
+    views: u64,
+}
+
+/// The records at a name. Most names of a cluster have one, of one owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Holders(BTreeMap<u32, Masks>);
+enum Records {
+    #[default]
+    None,
+    One(Data, Holders),
+    Many(Box<BTreeMap<Data, Vec<Holders>>>),
+}
 
-impl Holders {
-    fn views(&self) -> u64 {
-        self.0.values().fold(0, |all, masks| all | masks.union())
+impl Records {
+    /// Whether the name had no such record before.
+    fn add(&mut self, record: &Held) -> bool {
+        let one = Holders { ttl: record.ttl, owners: 1, views: record.views };
+        match self {
+            Self::None => {
+                *self = Self::One(record.data.clone(), one);
+                true
+            }
+            Self::One(data, held) if *data == record.data && (held.ttl, held.views) == (one.ttl, one.views) => {
+                held.owners += 1;
+                false
+            }
+            Self::One(data, held) => {
+                let mut many = BTreeMap::from([(data.clone(), vec![*held])]);
+                let holders = many.entry(record.data.clone()).or_default();
+                let new = holders.is_empty();
+                holders.push(one);
+                *self = Self::Many(Box::new(many));
+                new
+            }
+            Self::Many(many) => {
+                let holders = many.entry(record.data.clone()).or_default();
+                let new = holders.is_empty();
+                match holders.iter_mut().find(|held| (held.ttl, held.views) == (one.ttl, one.views)) {
+                    Some(held) => held.owners += 1,
+                    None => holders.push(one),
+                }
+                new
+            }
+        }
     }
 
-    fn ttl(&self) -> u32 {
-        self.0.keys().next().copied().unwrap_or(0)
+    /// Whether the name has no such record any more.
+    fn remove(&mut self, record: &Held) -> bool {
+        let leaves = |held: &mut Holders| {
+            let owned = (held.ttl, held.views) == (record.ttl, record.views);
+            held.owners -= u32::from(owned);
+            held.owners == 0
+        };
+        match self {
+            Self::None => false,
+            Self::One(data, held) => {
+                let gone = *data == record.data && leaves(held);
+                if gone {
+                    *self = Self::None;
+                }
+                gone
+            }
+            Self::Many(many) => {
+                let Some(holders) = many.get_mut(&record.data) else { return false };
+                holders.retain_mut(|held| !leaves(held));
+                let gone = holders.is_empty();
+                if gone {
+                    many.remove(&record.data);
+                }
+                if many.is_empty() {
+                    *self = Self::None;
+                }
+                gone
+            }
+        }
+    }
+
+    fn each(&self) -> Vec<(&Data, &[Holders])> {
+        match self {
+            Self::None => Vec::new(),
+            Self::One(data, held) => vec![(data, std::slice::from_ref(held))],
+            Self::Many(many) => many.iter().map(|(data, holders)| (data, &**holders)).collect(),
+        }
     }
 }
 
-/// A name.
+/// A name's records, and for whom it exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
-    records: BTreeMap<RecordData, Holders>,
+    records: Records,
     /// Of every record here and below.
     exists: Masks,
 }
@@ -65,7 +230,7 @@ pub struct RrSet<'a> {
     /// Smallest TTL of its records: an RRset has one.
     pub ttl: u32,
     /// Its records in order, and who may see each.
-    pub records: Vec<(&'a RecordData, u64)>,
+    pub records: Vec<(&'a Data, u64)>,
 }
 
 impl RrSet<'_> {
@@ -76,35 +241,15 @@ impl RrSet<'_> {
 
     /// Whether each view sees all of it or nothing.
     pub fn is_same_for_all(&self) -> bool {
-        self.records.iter().all(|(_, views)| *views == self.views())
-    }
-}
-
-/// Record type of zone data; `None`: it only says that the name exists.
-pub fn rtype(data: &RecordData) -> Option<u16> {
-    match data {
-        RecordData::Address(std::net::IpAddr::V4(_)) => Some(wire::A),
-        RecordData::Address(std::net::IpAddr::V6(_)) => Some(wire::AAAA),
-        RecordData::Cname(_) => Some(wire::CNAME),
-        RecordData::Srv(..) => Some(wire::SRV),
-        RecordData::Ptr(_) => Some(wire::PTR),
-        RecordData::Txt(_) => Some(wire::TXT),
-        RecordData::Exists => None,
-    }
-}
-
-/// The name whose addresses go with a record.
-pub fn target(data: &RecordData) -> Option<Box<[u8]>> {
-    match data {
-        RecordData::Srv(.., target) => name::from_text(target),
-        _ => None,
+        let all = self.views();
+        self.records.iter().all(|(_, views)| *views == all)
     }
 }
 
 impl Node {
     /// Types that have records here, ascending.
     pub fn types(&self) -> Vec<u16> {
-        let mut types: Vec<u16> = self.records.keys().filter_map(rtype).collect();
+        let mut types: Vec<u16> = self.records.each().into_iter().filter_map(|(data, _)| data.rtype()).collect();
         types.sort_unstable();
         types.dedup();
         types
@@ -114,9 +259,9 @@ impl Node {
     pub fn rrset(&self, of: u16) -> Option<RrSet<'_>> {
         let mut ttl = u32::MAX;
         let mut records = Vec::new();
-        for (data, holders) in self.records.iter().filter(|(data, _)| rtype(data) == Some(of)) {
-            ttl = ttl.min(holders.ttl());
-            records.push((data, holders.views()));
+        for (data, holders) in self.records.each().into_iter().filter(|(data, _)| data.rtype() == Some(of)) {
+            ttl = holders.iter().fold(ttl, |least, held| least.min(held.ttl));
+            records.push((data, holders.iter().fold(0, |all, held| all | held.views)));
         }
         (!records.is_empty()).then_some(RrSet { ttl, records })
     }
@@ -127,22 +272,19 @@ impl Node {
     }
 }
 
-/// A name in wire format.
-type Name = Box<[u8]>;
-
 /// Names by wire format.
 #[derive(Debug)]
 pub struct Tree {
     /// The zones' own names: the cluster's domain, then the reverse zones.
-    apexes: Vec<Box<[u8]>>,
-    nodes: HashMap<Box<[u8]>, Node>,
+    apexes: Vec<Name>,
+    nodes: HashMap<Name, Node>,
     /// Names whose records point to another, and by how many records, by that other name.
-    pointing: HashMap<Name, BTreeMap<Name, usize>>,
+    pointing: HashMap<Name, Vec<(Name, u32)>>,
 }
 
 impl Tree {
     /// Empty zones of these names, none of them inside another; the cluster's domain first.
-    pub fn new(apexes: Vec<Box<[u8]>>) -> Self {
+    pub fn new(apexes: Vec<Name>) -> Self {
         Self { apexes, nodes: HashMap::new(), pointing: HashMap::new() }
     }
 
@@ -152,12 +294,12 @@ impl Tree {
     }
 
     /// The zones' own names.
-    pub fn apexes(&self) -> &[Box<[u8]>] {
+    pub fn apexes(&self) -> &[Name] {
         &self.apexes
     }
 
     /// Replaces the reverse zones. Whoever calls it has taken out every record below the old and the new ones, and puts them in again.
-    pub fn set_reverse(&mut self, zones: impl IntoIterator<Item = Box<[u8]>>) {
+    pub fn set_reverse(&mut self, zones: impl IntoIterator<Item = Name>) {
         self.apexes.truncate(1);
         self.apexes.extend(zones);
     }
@@ -167,9 +309,15 @@ impl Tree {
         self.apexes.iter().find(|apex| name::is_within(wire, apex)).map(|apex| &**apex)
     }
 
+    /// A name and those above it up to its zone's; a name in no zone has none above it.
+    pub fn levels<'w>(&self, wire: &'w [u8]) -> impl Iterator<Item = &'w [u8]> + use<'w> {
+        let top = self.zone_of(wire).map_or(wire.len(), <[u8]>::len);
+        name::upwards(wire).take_while(move |name| name.len() >= top)
+    }
+
     /// Names whose answers carry the addresses of this one.
-    pub fn pointing_to(&self, wire: &[u8]) -> impl Iterator<Item = &Box<[u8]>> {
-        self.pointing.get(wire).into_iter().flat_map(BTreeMap::keys)
+    pub fn pointing_to(&self, wire: &[u8]) -> impl Iterator<Item = &Name> {
+        self.pointing.get(wire).into_iter().flatten().map(|(name, _)| name)
     }
 
     /// Names, those that only exist because of names below them included.
@@ -182,76 +330,96 @@ impl Tree {
         self.nodes.get(wire)
     }
 
-    /// Adds one owner's record. Returns the names whose entries may differ now: its own, and those above it up to its zone's that
-    /// exist for other views than before.
-    pub fn add(&mut self, wire: &[u8], record: &Record) -> Vec<Box<[u8]>> {
-        let node = self.nodes.entry(wire.into()).or_default();
-        if !node.records.contains_key(&record.data)
-            && let Some(target) = target(&record.data)
-        {
-            *self.pointing.entry(target).or_default().entry(wire.into()).or_default() += 1;
-        }
-        let holders = node.records.entry(record.data.clone()).or_default();
-        holders.0.entry(record.ttl).or_default().add(record.views);
-        self.each_level(wire, |masks| masks.add(record.views))
+    /// The name as the tree has it, so that it is kept once.
+    pub fn shared(&self, wire: &[u8]) -> Name {
+        self.nodes.get_key_value(wire).map_or_else(|| wire.into(), |(name, _)| Arc::clone(name))
     }
 
-    /// Takes one owner's record away; the rest as [`Tree::add`].
-    pub fn remove(&mut self, wire: &[u8], record: &Record) -> Vec<Box<[u8]>> {
-        if let Some(node) = self.nodes.get_mut(wire)
-            && let Some(holders) = node.records.get_mut(&record.data)
-            && let Some(masks) = holders.0.get_mut(&record.ttl)
+    /// Adds one owner's record.
+    pub fn add(&mut self, record: &Held) {
+        let node = self.nodes.entry(Arc::clone(&record.name)).or_default();
+        if node.records.add(record)
+            && let Some(target) = record.data.target()
         {
-            masks.remove(record.views);
-            if masks.is_empty() {
-                holders.0.remove(&record.ttl);
-            }
-            if holders.0.is_empty() {
-                node.records.remove(&record.data);
-                self.release(wire, &record.data);
+            let names = self.pointing.entry(Arc::clone(target)).or_default();
+            match names.iter_mut().find(|(name, _)| *name == record.name) {
+                Some((_, records)) => *records += 1,
+                None => names.push((Arc::clone(&record.name), 1)),
             }
         }
-        let touched = self.each_level(wire, |masks| masks.remove(record.views));
-        for name in &touched {
-            if self.nodes.get(name).is_some_and(|node| node.exists.is_empty()) {
+        for name in self.levels(&record.name) {
+            match self.nodes.get_mut(name) {
+                Some(node) => node.exists.add(record.views),
+                None => {
+                    let mut node = Node::default();
+                    node.exists.add(record.views);
+                    self.nodes.insert(name.into(), node);
+                }
+            }
+        }
+    }
+
+    /// Takes one owner's record away.
+    pub fn remove(&mut self, record: &Held) {
+        if let Some(node) = self.nodes.get_mut(&record.name)
+            && node.records.remove(record)
+        {
+            self.release(record);
+        }
+        for name in self.levels(&record.name) {
+            let Some(node) = self.nodes.get_mut(name) else { continue };
+            node.exists.remove(record.views);
+            if node.exists.is_empty() {
                 self.nodes.remove(name);
             }
         }
-        touched
     }
 
     /// One record less points from a name to its target.
-    fn release(&mut self, wire: &[u8], data: &RecordData) {
-        let Some(target) = target(data) else { return };
-        let Some(names) = self.pointing.get_mut(&target) else { return };
-        if let Some(records) = names.get_mut(wire) {
-            *records -= 1;
-            if *records == 0 {
-                names.remove(wire);
+    fn release(&mut self, record: &Held) {
+        let Some(target) = record.data.target() else { return };
+        let Some(names) = self.pointing.get_mut(target) else { return };
+        if let Some(at) = names.iter().position(|(name, _)| *name == record.name) {
+            names[at].1 -= 1;
+            if names[at].1 == 0 {
+                names.swap_remove(at);
             }
         }
         if names.is_empty() {
-            self.pointing.remove(&target);
+            self.pointing.remove(target);
         }
     }
 
-    /// Changes the masks of a name and of those above it, up to its zone's; a name in no zone has none above it.
-    fn each_level(&mut self, wire: &[u8], change: impl Fn(&mut Masks)) -> Vec<Box<[u8]>> {
-        let top = self.zone_of(wire).map_or(wire.len(), <[u8]>::len);
-        let mut touched = Vec::with_capacity(4);
-        for (above, name) in name::upwards(wire).enumerate() {
-            let node = self.nodes.entry(name.into()).or_default();
-            let before = node.exists.union();
-            let had_owners = !node.exists.is_empty();
-            change(&mut node.exists);
-            if above == 0 || before != node.exists.union() || had_owners == node.exists.is_empty() {
-                touched.push(name.into());
-            }
-            if name.len() == top {
-                break;
-            }
-        }
-        touched
+    /// A plan's records as the tree keeps them, sorted, each once, their names shared. What is no DNS name is left out, and said.
+    pub fn held<'r>(&self, records: impl IntoIterator<Item = &'r Record>) -> Vec<Held> {
+        let mut known: HashMap<Box<[u8]>, Name> = HashMap::new();
+        let mut shared = |text: &str| {
+            let Some(wire) = name::from_text(text) else {
+                tracing::warn!(name = text, "not a DNS name: left out of the zone");
+                return None;
+            };
+            Some(Arc::clone(known.entry(wire).or_insert_with_key(|wire| self.shared(wire))))
+        };
+        let mut held: Vec<Held> = records
+            .into_iter()
+            .filter_map(|record| {
+                let data = match &record.data {
+                    RecordData::Address(ip) => Data::Address(*ip),
+                    RecordData::Cname(target) => Data::Cname(shared(target)?),
+                    RecordData::Srv(priority, weight, port, target) => {
+                        Data::Srv(*priority, *weight, *port, shared(target)?)
+                    }
+                    RecordData::Ptr(target) => Data::Ptr(shared(target)?),
+                    RecordData::Txt(text) => Data::Txt(text.as_str().into()),
+                    RecordData::Exists => Data::Exists,
+                };
+                Some(Held { name: shared(&record.name)?, data, ttl: record.ttl, views: record.views })
+            })
+            .collect();
+        held.sort_unstable();
+        held.dedup();
+        held.shrink_to_fit();
+        held
     }
 }
 
@@ -259,16 +427,16 @@ impl Tree {
 mod tests {
     use super::*;
 
-    fn record(name: &str, views: u64, data: RecordData) -> Record {
-        Record { name: name.to_owned(), ttl: 30, views, data }
+    fn record(name: &str, views: u64, data: Data) -> Held {
+        Held { name: wire(name), ttl: 30, views, data }
     }
 
-    fn wire(text: &str) -> Box<[u8]> {
-        name::from_text(text).expect("name")
+    fn wire(text: &str) -> Name {
+        name::from_text(text).expect("name").into()
     }
 
-    fn address(last: u8) -> RecordData {
-        RecordData::Address([10, 1, 0, last].into())
+    fn address(last: u8) -> Data {
+        Data::Address([10, 1, 0, last].into())
     }
 
     #[test]
@@ -276,17 +444,16 @@ mod tests {
         let mut tree = Tree::new(vec![wire("cluster.local")]);
         let (a, b) =
             (record("a.shop.svc.cluster.local", 1, address(1)), record("b.ops.svc.cluster.local", 2, address(2)));
-        let touched = tree.add(&wire(&a.name), &a);
-        assert_eq!(touched.len(), 4, "its own name, shop, svc and the apex: {touched:?}");
-        tree.add(&wire(&b.name), &b);
+        assert_eq!(tree.levels(&a.name).count(), 4, "its own name, shop, svc and the apex");
+        tree.add(&a);
+        tree.add(&b);
         assert_eq!(tree.get(&wire("svc.cluster.local")).map(Node::views), Some(3));
         assert_eq!(tree.get(&wire("shop.svc.cluster.local")).map(Node::views), Some(1));
         assert!(tree.get(&wire("local")).is_none(), "nothing above the apex");
-        let touched = tree.remove(&wire(&a.name), &a);
-        assert_eq!(touched.len(), 4);
+        tree.remove(&a);
         assert!(tree.get(&wire("shop.svc.cluster.local")).is_none());
         assert_eq!(tree.get(&wire("svc.cluster.local")).map(Node::views), Some(2));
-        tree.remove(&wire(&b.name), &b);
+        tree.remove(&b);
         assert_eq!(tree.len(), 0);
     }
 
@@ -294,39 +461,53 @@ mod tests {
     fn a_record_of_two_owners_stays_until_both_are_gone() {
         let mut tree = Tree::new(vec![wire("cluster.local")]);
         let both = record("x.cluster.local", 1, address(1));
-        tree.add(&wire(&both.name), &both);
-        let touched = tree.add(&wire(&both.name), &both);
-        assert_eq!(touched, [wire(&both.name)], "nothing above it changed");
-        tree.remove(&wire(&both.name), &both);
-        assert!(tree.get(&wire(&both.name)).is_some_and(|node| node.rrset(1).is_some()));
-        tree.remove(&wire(&both.name), &both);
-        assert!(tree.get(&wire(&both.name)).is_none());
+        tree.add(&both);
+        tree.add(&both);
+        tree.remove(&both);
+        assert!(tree.get(&both.name).is_some_and(|node| node.rrset(1).is_some()));
+        tree.remove(&both);
+        assert!(tree.get(&both.name).is_none());
     }
 
     #[test]
     fn an_rrset_whose_records_have_different_views_says_so() {
         let mut tree = Tree::new(vec![wire("cluster.local")]);
         let name = wire("x.cluster.local");
-        tree.add(&name, &record("x.cluster.local", 1, address(1)));
-        tree.add(&name, &record("x.cluster.local", 3, address(2)));
+        tree.add(&record("x.cluster.local", 1, address(1)));
+        tree.add(&record("x.cluster.local", 3, address(2)));
         let rrset = tree.get(&name).and_then(|node| node.rrset(1)).expect("rrset");
         assert!(!rrset.is_same_for_all());
         assert_eq!(rrset.views(), 3);
     }
 
     #[test]
+    fn an_rrset_has_its_smallest_ttl_and_the_views_of_all_its_owners() {
+        let mut tree = Tree::new(vec![wire("cluster.local")]);
+        let long = record("x.cluster.local", 1, address(1));
+        let short = Held { ttl: 5, views: 2, ..long.clone() };
+        tree.add(&long);
+        tree.add(&short);
+        let seen = |tree: &Tree| {
+            let set = tree.get(&long.name).and_then(|node| node.rrset(1));
+            set.map(|set| (set.ttl, set.views(), set.records.len()))
+        };
+        assert_eq!(seen(&tree), Some((5, 3, 1)));
+        tree.remove(&short);
+        assert_eq!(seen(&tree), Some((30, 1, 1)));
+        tree.remove(&long);
+        assert_eq!(tree.len(), 0);
+    }
+
+    #[test]
     fn a_name_points_to_another_as_long_as_one_of_its_records_does() {
         let mut tree = Tree::new(vec![wire("cluster.local")]);
-        let (from, to) = (wire("_a._tcp.web.cluster.local"), wire("web.cluster.local"));
-        let srv = |port| {
-            let data = RecordData::Srv(0, 100, port, "web.cluster.local".to_owned());
-            record("_a._tcp.web.cluster.local", 1, data)
-        };
+        let to = wire("web.cluster.local");
+        let srv = |port| record("_a._tcp.web.cluster.local", 1, Data::Srv(0, 100, port, wire("web.cluster.local")));
         for port in [80, 80, 443] {
-            tree.add(&from, &srv(port));
+            tree.add(&srv(port));
         }
         for (port, points) in [(80, true), (443, true), (80, false)] {
-            tree.remove(&from, &srv(port));
+            tree.remove(&srv(port));
             assert_eq!(tree.pointing_to(&to).count() == 1, points, "after {port}");
         }
         assert!(tree.pointing.is_empty(), "nothing is left behind");
@@ -335,21 +516,21 @@ mod tests {
     #[test]
     fn a_reverse_zone_has_the_names_between_its_own_and_a_pointer() {
         let mut tree = Tree::new(vec![wire("cluster.local"), wire("1.10.in-addr.arpa")]);
-        let ptr = record("1.0.1.10.in-addr.arpa", 1, RecordData::Ptr("a.cluster.local".to_owned()));
-        tree.add(&wire(&ptr.name), &ptr);
+        let ptr = record("1.0.1.10.in-addr.arpa", 1, Data::Ptr(wire("a.cluster.local")));
+        tree.add(&ptr);
         assert_eq!(tree.get(&wire("0.1.10.in-addr.arpa")).map(Node::views), Some(1));
         assert!(tree.get(&wire("1.10.in-addr.arpa")).is_some() && tree.get(&wire("10.in-addr.arpa")).is_none());
-        tree.remove(&wire(&ptr.name), &ptr);
+        tree.remove(&ptr);
         assert_eq!(tree.len(), 0);
     }
 
     #[test]
     fn a_name_outside_the_zone_makes_no_names_above_it() {
         let mut tree = Tree::new(vec![wire("cluster.local")]);
-        let ptr = record("1.0.1.10.in-addr.arpa", 1, RecordData::Ptr("a.cluster.local".to_owned()));
-        tree.add(&wire(&ptr.name), &ptr);
+        let ptr = record("1.0.1.10.in-addr.arpa", 1, Data::Ptr(wire("a.cluster.local")));
+        tree.add(&ptr);
         assert_eq!(tree.len(), 1);
-        tree.remove(&wire(&ptr.name), &ptr);
+        tree.remove(&ptr);
         assert_eq!(tree.len(), 0);
     }
 }
