@@ -71,6 +71,7 @@ pub struct Held {
 }
 
 /// A multiset of view masks; what any of its members lets see is visible.
+#[expect(clippy::box_collection, reason = "the rare case must not make the common one larger")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Masks {
     /// So many times this one.
@@ -135,6 +136,7 @@ struct Holders {
 }
 
 /// The records at a name. Most names of a cluster have one, of one owner.
+#[expect(clippy::box_collection, reason = "the rare case must not make the common one larger")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum Records {
     #[default]
