@@ -56,4 +56,8 @@ pub mod capacity {
     pub const FRAGMENTS: u32 = 1 << 11;
     /// `RATES`: sources whose ICMP errors are limited.
     pub const RATES: u32 = 1 << 12;
+    /// `DNS_METERS`: source prefixes whose answers are counted.
+    pub const DNS_METERS: u32 = 1 << 14;
+    /// `DNS_LOG`: bytes.
+    pub const DNS_LOG: u32 = 1 << 20;
 }

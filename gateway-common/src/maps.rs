@@ -21,6 +21,8 @@
 //! | `LARGE` | hash, no prealloc | [`DnsEntry::large`] → [`DnsLarge`] |
 //! | `ZONES` | array | 0.. → [`Zone`]; unused ones are all zero |
 //! | `RATES` | LRU hash | source address as 16 bytes → [`Bucket`] |
+//! | `DNS_METERS` | LRU hash | source prefix as four words → [`crate::dns::limit::Meter`] |
+//! | `DNS_LOG` | ring buffer | [`crate::dns::log::Asked`], one for each query that is logged |
 
 use bytemuck::{Pod, Zeroable};
 

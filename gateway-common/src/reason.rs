@@ -153,4 +153,11 @@ reasons! {
     FragmentOverlap = "fragment_overlap", Dropped;
     /// Fragment before its first one: left to TC.
     FragmentTc = "fragment_tc", Passed;
+
+    /// Answer above its source prefix's rate (`dns.rateLimit`): not sent.
+    DnsLimited = "dns_limited", Dropped;
+    /// Answer above its source prefix's rate: sent with TC and without records, so that a real client asks over TCP.
+    DnsSlipped = "dns_slipped", Served;
+    /// Answered query that is missing in the query log, whose ring was full; counted beside its answer.
+    DnsLogLost = "dns_log_lost", Served;
 }

@@ -127,6 +127,11 @@ impl Request {
         self.message(&reply, |_| ())
     }
 
+    /// Instead of an answer above the rate; see [`Reply::slip`].
+    pub fn emit_slip(&self) -> Vec<u8> {
+        self.message(&Reply::slip(&self.query), |_| ())
+    }
+
     /// The message for an outcome of [`super::resolve::resolve`]; `None` for one that answers nothing.
     pub fn emit_outcome<E, Z>(&self, outcome: &Outcome<E, Z>, limit: usize, turn: u64) -> Option<Vec<u8>>
     where

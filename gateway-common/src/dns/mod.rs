@@ -12,6 +12,8 @@
 //! looks closer.
 
 pub mod hash;
+pub mod limit;
+pub mod log;
 pub mod name;
 pub mod question;
 pub mod reply;

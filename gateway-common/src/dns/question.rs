@@ -306,6 +306,12 @@ impl Folded {
     /// An empty one.
     pub const EMPTY: Self = Self { words: [0; 2 * NAME_WORDS] };
 
+    /// The words of a name of any length that the kernel takes.
+    #[inline(always)]
+    pub fn name_words(&self) -> &[u64; NAME_WORDS] {
+        self.words.first_chunk().unwrap_or(&[0; NAME_WORDS])
+    }
+
     /// The eight bytes from `at` on, at most [`DNS_NAME`].
     #[inline(always)]
     const fn word_at(&self, at: usize) -> u64 {

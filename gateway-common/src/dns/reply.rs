@@ -66,6 +66,21 @@ impl Reply {
         .fit(query, limit)
     }
 
+    /// Instead of an answer above the rate (see [`super::limit`]): TC and no records, whatever the answer would be.
+    #[inline(always)]
+    pub const fn slip(query: &Query) -> Self {
+        Self {
+            flags: wire::QR | wire::TC | wire::RA | query.flags & (wire::RD | wire::CD),
+            answers: 0,
+            authorities: 0,
+            additionals: query.edns as u16,
+            body_len: 0,
+            owner: 0,
+            edns: query.edns,
+            truncated: true,
+        }
+    }
+
     #[inline(always)]
     const fn fit(mut self, query: &Query, limit: usize) -> Self {
         if self.len(query) > limit {

@@ -13,6 +13,7 @@ use gateway_common::{
     Reason,
     dns::{
         hash::Keys,
+        limit::Verdict,
         question::{Folded, Query, Window, parse},
         reply::{Reply, aged, fold_sum, opt, rotation, ttl_change},
         resolve::{Entry, Lookup, Outcome as Found, resolve},
@@ -21,6 +22,8 @@ use gateway_common::{
     limits::{DNS_INLINE_BODY, DNS_LARGE_BODY, DNS_MAX_TTLS, DNS_SOA, MAX_ZONES, capacity},
     maps::{DnsEntry, DnsHash, DnsLarge, Zone, dns_key},
 };
+
+use super::limit;
 
 #[map]
 static ANSWERS: HashMap<DnsHash, DnsEntry> = HashMap::with_max_entries(capacity::ANSWERS, BPF_F_NO_PREALLOC);
@@ -53,9 +56,13 @@ const _: () = assert!(DNS_LARGE_BODY + wire::OPT <= OUT_MASK && OWNER_AT + 2 + D
 pub struct Scratch {
     /// The query as it came.
     pub window: Window,
-    name: Folded,
+    /// Its name.
+    pub name: Folded,
     lanes: [u64; 2],
-    query: Query,
+    /// What it says.
+    pub query: Query,
+    /// Who asks, network order, as [`gateway_common::dns::limit::mapped`] has IPv4.
+    pub source: [u32; 4],
     /// Sum of the question.
     question: u16,
     /// The answer's header, network order.
@@ -84,7 +91,7 @@ impl Scratch {
 
     /// The same, for reading.
     #[inline(always)]
-    fn read() -> Option<&'static Self> {
+    pub fn read() -> Option<&'static Self> {
         // SAFETY: as above.
         DNS_SCRATCH.get_ptr(0).map(|scratch| unsafe { &*scratch })
     }
@@ -236,9 +243,21 @@ pub extern "C" fn gateway_dns_answer(view: u32) -> u32 {
         return Reason::DnsMiss as u32;
     }
     let Some(scratch) = Scratch::get() else { return Reason::DnsMiss as u32 };
-    let (reply, from, sum) = match found {
+    let verdict = match found {
         Found::Miss => return Reason::DnsMiss as u32,
         Found::Expired => return Reason::DnsExpired as u32,
+        _ => limit::take(view),
+    };
+    if verdict == Verdict::Drop {
+        return Reason::DnsLimited as u32;
+    }
+    let slips = verdict == Verdict::Slip;
+    let (reply, from, sum) = match found {
+        Found::Miss | Found::Expired => return Reason::DnsMiss as u32,
+        _ if slips => {
+            scratch.rotate = [0; 3];
+            (Reply::slip(&query), 0, 0)
+        }
         Found::Answer(entry, age) => {
             let reply = Reply::of_entry(&query, entry.head(), query.limit());
             scratch.rotate = [0; 3];
@@ -265,7 +284,7 @@ pub extern "C" fn gateway_dns_answer(view: u32) -> u32 {
     scratch.body_at = query.body_at() as u16;
     scratch.len = len as u16;
     scratch.from = from as u16;
-    reason(&reply) as u32 | ANSWERED
+    (if slips { Reason::DnsSlipped } else { reason(&reply) }) as u32 | ANSWERED
 }
 
 /// What the answer is counted as.

@@ -1,6 +1,8 @@
 //! Queries answered in the kernel: the message out of the frame, the answer ([`answer`]) into it.
 
 mod answer;
+mod limit;
+mod log;
 
 use core::{
     hint::black_box,
@@ -14,7 +16,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     Reason,
-    dns::question::Window,
+    dns::{limit::mapped, question::Window},
     net::{
         checksum::{finish, fold},
         headers::{ETH_LEN, UDP, UDP_LEN, Udp},
@@ -44,7 +46,7 @@ pub enum Outcome {
     /// Unchanged: TC can answer it, XDP cannot. It cannot make the frame longer (a veth's frames have as much room behind them as
     /// the sender's buffer had), or the checksum is only a pseudo-header's sum.
     Tc,
-    /// The frame is lost: a helper refused after it was changed.
+    /// The frame is lost: its answer is above the rate, or a helper refused after it was changed.
     Lost,
 }
 
@@ -88,7 +90,10 @@ pub extern "C" fn gateway_tc_dns(ctx: *mut __sk_buff, l3: u32, view: u32) -> u32
 #[inline(always)]
 fn counted<F: Frame>(frame: &mut F, l3: u32, view: u32) -> u32 {
     let (outcome, reason) = match query(frame, l3, view) {
-        Ok(reason) => (Outcome::Answered, reason),
+        Ok(reason) => {
+            log::answered(view);
+            (Outcome::Answered, reason)
+        }
         Err((outcome, reason)) => (outcome, reason),
     };
     count_number(reason);
@@ -179,6 +184,8 @@ fn query<F: Frame>(frame: &mut F, l3: u32, view: u32) -> Result<u32, Left> {
 
 /// What of the query's headers the rest needs.
 struct Asked {
+    /// Who asks, as [`Scratch::source`].
+    source: [u32; 4],
     /// Sum of addresses and protocol, which the answer's pseudo-header shares.
     pseudo: u32,
     /// Sum of both ports.
@@ -202,6 +209,7 @@ fn query4<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
             return Err(UNSUPPORTED);
         }
         Asked {
+            source: mapped((*ip).src),
             pseudo: add((*ip).src) + add((*ip).dst) + u32::from(u16::from_ne_bytes([0, UDP])),
             ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
             len: u16::from_be((*ip).udp.len),
@@ -243,12 +251,13 @@ fn query6<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
         if (*ip).next_hops[0] != UDP || u16::from_be((*ip).payload) < u16::from_be((*ip).udp.len) {
             return Err(UNSUPPORTED);
         }
-        let (src, dst) = ((*ip).src, (*ip).dst);
+        let (source, dst) = ((*ip).src, (*ip).dst);
         let (src, dst) = (
-            add(src[0]) + add(src[1]) + add(src[2]) + add(src[3]),
+            add(source[0]) + add(source[1]) + add(source[2]) + add(source[3]),
             add(dst[0]) + add(dst[1]) + add(dst[2]) + add(dst[3]),
         );
         Asked {
+            source,
             pseudo: src + dst + u32::from(u16::from_ne_bytes([0, UDP])),
             ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
             len: u16::from_be((*ip).udp.len),
@@ -296,6 +305,7 @@ fn answered<F: Frame>(
         return Err(UNSUPPORTED);
     }
     let Some(scratch) = Scratch::get() else { return Err(UNSUPPORTED) };
+    scratch.source = asked.source;
     let message = l4 + UDP_LEN;
     if load(frame, message, scratch.window.message_mut(), len as usize).is_none() {
         return Err(UNSUPPORTED);
@@ -304,6 +314,9 @@ fn answered<F: Frame>(
         return Err(UNSUPPORTED);
     }
     let reason = gateway_dns_answer(view);
+    if reason == Reason::DnsLimited as u32 {
+        return Err((Outcome::Lost, reason));
+    }
     if reason & ANSWERED == 0 {
         return Err((Outcome::Forwarder, reason));
     }
@@ -320,6 +333,7 @@ fn answered<F: Frame>(
         }
     };
     if frame.resize((message + answer) as u32).is_err() {
+        limit::give_back(view);
         return Err(if F::XDP { left(Outcome::Tc, Reason::NoRoom) } else { LOST });
     }
     if !frame.linear(l4 + UDP_LEN + size_of::<Dns>()) {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::{
     config::Config,
     dns::{AnswerStore, NoStore},
-    kernel::{Attachment, Counters, Explanation, FlowInfo, Kernel, KernelError, Mode, Question, Sizes},
+    kernel::{Attachment, Counters, Explanation, FlowInfo, Kernel, KernelError, Mode, Queries, Question, Sizes},
     model::ObjectName,
     plan::ServicePlan,
 };
@@ -48,6 +48,11 @@ impl Datapath {
     /// Takes everything off.
     pub fn stop(&self) -> Result<(), KernelError> {
         self.0.as_ref().map_or(Ok(()), Kernel::detach)
+    }
+
+    /// The queries that the kernel answers; `None` when they are not logged.
+    pub fn queries(&self) -> Option<Queries> {
+        self.0.as_ref().and_then(Kernel::queries)
     }
 
     /// Packets by reason.

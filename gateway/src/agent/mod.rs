@@ -8,6 +8,7 @@ mod datapath;
 mod families;
 mod memory;
 mod owner;
+mod queries;
 mod reload;
 mod state;
 

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{datapath::Datapath, state::State};
+use super::{datapath::Datapath, queries::Carrier, state::State};
 use crate::{
     config::{Config, Source},
     dns::{Resolver, ResolverHandle},
@@ -35,6 +35,7 @@ pub(super) struct Owner {
     plan: PlanConfig,
     datapath: Arc<Datapath>,
     resolver: ResolverHandle,
+    queries: Option<Carrier>,
     events: mpsc::Receiver<Vec<Event>>,
     /// Stops with it.
     _source: SourceHandle,
@@ -88,7 +89,9 @@ impl Owner {
             bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
         }
         let resolver = Resolver::start(config.dns_config(&listen), datapath.answers()).await?;
-        let mut owner = Self { state, cluster, plan, datapath, resolver, events, _source: source, retry: None };
+        let queries = datapath.queries().map(|queries| Carrier::start(queries, resolver.clone()));
+        let mut owner =
+            Self { state, cluster, plan, datapath, resolver, queries, events, _source: source, retry: None };
         owner.resolver.set_service_cidrs(&cidrs);
         owner.publish();
         owner.name_namespaces(&namespaces);
@@ -256,8 +259,11 @@ impl Owner {
     pub async fn stop(self) -> Result<()> {
         self.state.ready.store(false, Ordering::Release);
         self.resolver.shutdown().await;
-        tokio::task::block_in_place(|| self.datapath.stop())?;
-        Ok(())
+        let stopped = tokio::task::block_in_place(|| self.datapath.stop());
+        if let Some(queries) = self.queries {
+            queries.stop().await;
+        }
+        Ok(stopped?)
     }
 }
 

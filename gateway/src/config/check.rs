@@ -7,13 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gateway_common::limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS};
+use gateway_common::{
+    dns::limit::Limit,
+    limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEWS},
+};
 use ipnet::IpNet;
 
 use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
 use crate::{
     dns::{
-        Target,
+        RateLimit, Target,
         log::{EVERY, LogConfig},
         zone::ALL_VIEWS,
     },
@@ -35,6 +38,8 @@ const LEAST_CACHE: u64 = 1 << 20;
 /// Smallest file of the query log in bytes, and most old files kept.
 const LEAST_LOG: u64 = 4_096;
 const MAX_LOGS: u32 = 1_000;
+/// Most answers of which one slips.
+const MAX_SLIP: u32 = 10;
 /// Longest cluster domain in wire form: its SOA, with two names below it, must fit into the kernel's zone table.
 const CLUSTER_DOMAIN: usize = 49;
 /// Longest time in seconds that a key may hold: a week, RFC 8767 section 4's bound on TTLs.
@@ -260,6 +265,7 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
         ca_file: dns.tls.ca_file.as_ref().map(|path| base.join(path)),
         cache,
         log: log(&dns.log, base)?,
+        rate_limit: rate_limit(&dns.rate_limit, views)?,
         limits: dns.limits,
     })
 }
@@ -285,13 +291,32 @@ fn forward(key: &str, rule: &file::Forward, views: &[View]) -> Checked<Forward> 
     if rule.mixed_case && to.iter().all(|server| server.tls.is_some()) {
         return problem(format!("{key}.mixedCase"), "is for servers asked in the clear: there are none in `to`");
     }
+    let named = named_views(&format!("{key}.views"), &rule.views, views)?;
+    let views = if named == 0 { ALL_VIEWS } else { named };
+    Ok(Forward { zone, views, to, redirect, mixed_case: rule.mixed_case })
+}
+
+/// The views of these names; bit = view number.
+fn named_views(key: &str, names: &[String], views: &[View]) -> Checked<u64> {
     let view = |name: &str| match views.iter().position(|view| view.name == name) {
         Some(number) => Ok(1_u64 << number),
         None => Err(format!("there is no view `{name}` in clients")),
     };
-    let named = list(&format!("{key}.views"), &rule.views, view)?;
-    let views = if named.is_empty() { ALL_VIEWS } else { named.iter().fold(0, |all, view| all | view) };
-    Ok(Forward { zone, views, to, redirect, mixed_case: rule.mixed_case })
+    Ok(list(key, names, view)?.iter().fold(0, |all, view| all | view))
+}
+
+fn rate_limit(limit: &file::RateLimit, views: &[View]) -> Checked<RateLimit> {
+    within("dns.rateLimit.responsesPerSecond", limit.responses_per_second, 0, Limit::MOST, "answers")?;
+    within("dns.rateLimit.slip", limit.slip, 0, MAX_SLIP, "answers")?;
+    within("dns.rateLimit.ipv4PrefixLength", limit.ipv4_prefix_length.into(), 0, 32, "bits")?;
+    within("dns.rateLimit.ipv6PrefixLength", limit.ipv6_prefix_length.into(), 0, 128, "bits")?;
+    Ok(RateLimit {
+        rate: limit.responses_per_second,
+        slip: limit.slip,
+        prefix4: limit.ipv4_prefix_length,
+        prefix6: limit.ipv6_prefix_length,
+        exempt: named_views("dns.rateLimit.exemptViews", &limit.exempt_views, views)?,
+    })
 }
 
 fn log(log: &file::Log, base: &Path) -> Checked<Option<LogConfig>> {

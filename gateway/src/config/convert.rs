@@ -36,6 +36,8 @@ impl Config {
             claims: claims.to_vec(),
             timeouts: self.datapath.timeouts,
             mss_clamp: self.datapath.mss_clamp,
+            dns_limit: self.dns.rate_limit,
+            dns_log: self.dns.log.as_ref().map_or(0, |log| log.per_million),
             sizes,
         }
     }
@@ -65,6 +67,7 @@ impl Config {
             views: self.views.iter().map(|view| view.cidrs.clone()).collect(),
             view_names: self.views.iter().map(|view| view.name.clone()).collect(),
             log: self.dns.log.clone(),
+            rate_limit: self.dns.rate_limit,
             limits: Limits { waiting: bound(outstanding), waiting_per_client: bound(per_client), ..Limits::default() },
         }
     }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Deserializer};
 
 use crate::{
+    dns,
     kernel::{Mode, Timeouts},
     plan::Pods,
 };
@@ -145,6 +146,7 @@ pub(super) struct Dns {
     pub tls: Tls,
     pub cache: Cache,
     pub log: Log,
+    pub rate_limit: RateLimit,
     pub limits: DnsLimits,
 }
 
@@ -160,6 +162,7 @@ impl Default for Dns {
             tls: Tls::default(),
             cache: Cache::default(),
             log: Log::default(),
+            rate_limit: RateLimit::default(),
             limits: DnsLimits::default(),
         }
     }
@@ -204,6 +207,29 @@ pub(super) struct Log {
 impl Default for Log {
     fn default() -> Self {
         Self { file: None, sample: 1.0, max_size: Size::Bytes(64 << 20), keep: 4 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct RateLimit {
+    pub responses_per_second: u32,
+    pub slip: u32,
+    pub ipv4_prefix_length: u8,
+    pub ipv6_prefix_length: u8,
+    pub exempt_views: Vec<String>,
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        let dns::RateLimit { rate, slip, prefix4, prefix6, exempt: _ } = dns::RateLimit::default();
+        Self {
+            responses_per_second: rate,
+            slip,
+            ipv4_prefix_length: prefix4,
+            ipv6_prefix_length: prefix6,
+            exempt_views: Vec::new(),
+        }
     }
 }
 

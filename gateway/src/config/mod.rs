@@ -19,7 +19,7 @@ pub use file::{Cache, Deny, DnsLimits, ReturnPath, Strangers};
 
 pub use crate::plan::Pods;
 use crate::{
-    dns::{LogConfig, Target, Upstream},
+    dns::{LogConfig, RateLimit, Target, Upstream},
     kernel::{Mode, MssClamp, Timeouts},
     plan::VipKinds,
 };
@@ -116,6 +116,8 @@ pub struct Dns {
     pub cache: Cache,
     /// The query log; `None`: off.
     pub log: Option<LogConfig>,
+    /// How many answers over UDP a source prefix gets.
+    pub rate_limit: RateLimit,
     /// Bounds on what waits for upstreams.
     pub limits: DnsLimits,
 }

@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, path::Path};
 
-use super::{Cache, Config, ConfigError, Deny, DnsLimits, Forward, ReturnPath, Source, Strangers};
+use super::{Cache, Config, ConfigError, Deny, DnsLimits, Forward, RateLimit, ReturnPath, Source, Strangers};
 use crate::{
     kernel::{Mode, MssClamp, Sizes, Timeouts},
     plan::VipKinds,
@@ -49,6 +49,7 @@ fn every_key_left_out_has_the_documented_default() {
         config.dns.cache,
         Cache { entries: 65_536, memory: 64 << 20, max_ttl: 3_600, negative_ttl: 5, stale: 3_600, failure_ttl: 2 }
     );
+    assert_eq!((config.dns.rate_limit, config.dns.rate_limit.rate), (RateLimit::default(), 0));
     assert_eq!((config.dns.log, config.dns.limits), (None, DnsLimits { outstanding: 4_096, per_client: 512 }));
     assert_eq!(config.datapath.mode, Mode::Auto);
     assert_eq!(config.datapath.flows, 262_144);
@@ -95,6 +96,7 @@ dns:
   tls: {caFile: own.pem}
   cache: {entries: 10, maxTtl: 20, negativeTtl: 30, stale: 40, failureTtl: 5}
   log: {file: queries.log, sample: 0.5, maxSize: 2Mi, keep: 1}
+  rateLimit: {responsesPerSecond: 500, slip: 3, ipv4PrefixLength: 32, ipv6PrefixLength: 64, exemptViews: [testers]}
   limits: {outstanding: 9, perClient: 3}
 datapath:
   mode: tc
@@ -129,6 +131,8 @@ log: gateway=debug,info
     assert_eq!(config.dns.forward[1], refusal("corp.example"));
     let settings = config.settings(Sizes::default(), &config.service_cidrs, &config.dns.listen);
     assert!(settings.routed && settings.deny_drop && settings.strangers_pass);
+    let limit = RateLimit { rate: 500, slip: 3, prefix4: 32, prefix6: 64, exempt: 0b10 };
+    assert_eq!((dns.rate_limit, settings.dns_limit, settings.dns_log), (limit, limit, 500_000));
     assert_eq!(settings.snat_ports, 40_000..=40_999);
     assert_eq!(settings.dns.len(), 3);
     assert_eq!(settings.claims, config.service_cidrs);
@@ -237,6 +241,9 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
         (with("dns: {log: {sample: 0}}"), &["dns.log.sample", "above 0"]),
         (with("dns: {log: {maxSize: 64MB}}"), &["dns.log.maxSize", "64MB", "64Mi"]),
         (with("dns: {log: {file: ''}}"), &["dns.log.file", "empty"]),
+        (with("dns: {rateLimit: {slip: 11}}"), &["dns.rateLimit.slip", "0 to 10"]),
+        (with("dns: {rateLimit: {ipv4PrefixLength: 33}}"), &["dns.rateLimit.ipv4PrefixLength", "0 to 32"]),
+        (with("dns: {rateLimit: {exemptViews: [nobody]}}"), &["dns.rateLimit.exemptViews[0]", "no view `nobody`"]),
         (with("dns: {limits: {perClient: 0}}"), &["dns.limits.perClient", "0 is out of range"]),
         (with("dns: {cache: {stale: -1}}"), &["dns.cache.stale", "-1"]),
         (with("datapath: {flows: 0}"), &["datapath.flows"]),

@@ -2,17 +2,19 @@
 //! these.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use gateway_common::dns::{
     build::Answer,
     emit::{Request, Sending, Ttls},
+    limit::Verdict,
+    log::Asked,
     resolve::age,
     wire,
 };
@@ -23,6 +25,7 @@ use super::{
     clock, errors,
     errors::Extended,
     learn::{Learnt, Rr},
+    limit::Limiter,
     log::{Entry, QueryLog},
     query::{Odd, Query, request_for},
     rules::{Action, Route, Rules},
@@ -48,6 +51,7 @@ pub struct Forwarder {
     views: RwLock<Arc<ViewTable>>,
     rules: RwLock<Arc<Rules>>,
     log: Option<QueryLog>,
+    limiter: Option<Limiter>,
     turn: AtomicU64,
 }
 
@@ -108,6 +112,7 @@ impl Forwarder {
             views: RwLock::new(Arc::new(views)),
             rules: RwLock::new(Arc::new(rules)),
             log: None,
+            limiter: None,
             turn: AtomicU64::new(0),
         }
     }
@@ -117,11 +122,34 @@ impl Forwarder {
         Self { log, ..self }
     }
 
+    /// With a limit on answers over UDP.
+    pub fn with_limit(self, limiter: Option<Limiter>) -> Self {
+        Self { limiter, ..self }
+    }
+
     /// Opens the query log's file anew.
     pub fn reopen_log(&self) {
         if let Some(log) = &self.log {
             log.reopen();
         }
+    }
+
+    /// Logs a query that the kernel answered.
+    pub fn log_kernel(&self, asked: &Asked) {
+        let Some(log) = &self.log else { return };
+        let age = Duration::from_nanos(clock::now().saturating_sub(asked.at));
+        let now = SystemTime::now();
+        log.write(Entry {
+            time: now.checked_sub(age).unwrap_or(now),
+            client: Ipv6Addr::from(asked.source()).into(),
+            view: u8::try_from(asked.view).unwrap_or(u8::MAX),
+            transport: Transport::Udp,
+            name: asked.name().into(),
+            qtype: asked.qtype,
+            rcode: asked.flags & wire::RCODE,
+            source: Source::Kernel,
+            took: Duration::ZERO,
+        });
     }
 
     /// Lines that the query log lost.
@@ -159,12 +187,28 @@ impl Forwarder {
         let logged = self.log.as_ref().is_some_and(QueryLog::samples);
         let began = logged.then(|| (SystemTime::now(), Instant::now()));
         let asker = Asker { source, view, transport, began };
-        let query = match Query::parse(packet) {
-            Ok(query) => query,
-            Err(Odd::Drop) => {
-                self.stats.dropped(Dropped::NotAQuery);
-                return Step::Drop;
+        let parsed = Query::parse(packet);
+        if parsed == Err(Odd::Drop) {
+            self.stats.dropped(Dropped::NotAQuery);
+            return Step::Drop;
+        }
+        // Before anybody is asked: what is above the rate is not worth an upstream's time either.
+        let verdict = match &self.limiter {
+            Some(limiter) if transport == Transport::Udp => limiter.take(source, view),
+            _ => Verdict::Send,
+        };
+        if verdict == Verdict::Drop {
+            self.stats.dropped(Dropped::Limited);
+            return Step::Drop;
+        }
+        let query = match parsed {
+            Ok(query) if verdict == Verdict::Slip => {
+                let message = query.request.emit_slip();
+                return self.send(&query, message, &Said::new(Source::Slip, wire::NOERROR), &asker);
             }
+            Ok(query) => query,
+            Err(Odd::Drop) => return Step::Drop,
+            // Refusals and errors have nothing that TCP could add, and are no longer than their queries.
             Err(Odd::Reply { message, rcode }) => {
                 self.stats.answer(Source::Local, rcode);
                 self.note(&asker, None, Source::Local, rcode);

@@ -1,4 +1,4 @@
-//! The query log: one JSON line for each query that the forwarder answered. A thread of its own writes it; a disk that is slower than
+//! The query log: one JSON line for each query that the forwarder or the kernel answered. A thread of its own writes it; a disk that is slower than
 //! the queries costs lines, never answers.
 
 use std::{

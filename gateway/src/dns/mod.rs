@@ -21,6 +21,7 @@ pub mod clock;
 pub mod errors;
 pub mod forwarder;
 pub mod learn;
+pub mod limit;
 pub mod log;
 pub mod name;
 mod places;
@@ -36,6 +37,7 @@ pub mod zone;
 
 mod resolver;
 
+pub use limit::RateLimit;
 pub use log::LogConfig;
 pub use resolver::{Resolver, ResolverHandle};
 pub use upstream::{Upstream, tls::TrustError};
@@ -172,6 +174,8 @@ pub struct DnsConfig {
     pub view_names: Vec<String>,
     /// The query log; `None`: off.
     pub log: Option<LogConfig>,
+    /// How many answers over UDP a source prefix gets.
+    pub rate_limit: RateLimit,
     /// Bounds on what clients can make it hold.
     pub limits: Limits,
 }
@@ -191,6 +195,7 @@ impl Default for DnsConfig {
             views: Vec::new(),
             view_names: Vec::new(),
             log: None,
+            rate_limit: RateLimit::default(),
             limits: Limits::default(),
         }
     }

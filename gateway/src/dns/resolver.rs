@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use gateway_common::dns::log::Asked;
 use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -15,6 +16,7 @@ use super::{
     cache::Cache,
     clock,
     forwarder::Forwarder,
+    limit::Limiter,
     log::QueryLog,
     publish::Publisher,
     rules::Rules,
@@ -73,7 +75,9 @@ impl Resolver {
         let zone = Zone::new(&zone, Arc::clone(&publisher))?;
         let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
         let views = ViewTable::new(&config.views);
-        let forwarder = Arc::new(Forwarder::new(zone, cache, rules, views, stats).with_log(log));
+        let forwarder = Arc::new(
+            Forwarder::new(zone, cache, rules, views, stats).with_log(log).with_limit(Limiter::new(&config.rate_limit)),
+        );
         let server = Arc::new(Server::new(Arc::clone(&forwarder), config.limits));
         for listener in listeners {
             listener.serve(&server);
@@ -168,6 +172,11 @@ impl ResolverHandle {
         self.forwarder.set_rules(Arc::clone(&after));
         self.forwarder.cache.retain(|ask| before.carried(&after, &ask.name, ask.via));
         Ok(())
+    }
+
+    /// Logs a query that the kernel answered.
+    pub fn log_kernel(&self, asked: &Asked) {
+        self.forwarder.log_kernel(asked);
     }
 
     /// Opens the query log's file anew.

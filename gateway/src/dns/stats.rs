@@ -39,6 +39,8 @@ labels! {
 labels! {
     /// Where an answer came from.
     Source {
+        /// The kernel; only in the log.
+        Kernel = "kernel",
         /// The cluster zone.
         Zone = "zone",
         /// The cache.
@@ -51,6 +53,8 @@ labels! {
         Rule = "rule",
         /// The forwarder itself: refusals, errors.
         Local = "local",
+        /// The forwarder itself, above the client's rate: TC and no records.
+        Slip = "slip",
     }
 }
 
@@ -63,6 +67,8 @@ labels! {
         NotAQuery = "not_a_query",
         /// Too many queries waiting for upstreams, or too many connections; in all or of that client.
         Overload = "overload",
+        /// Its answer would be above its source prefix's rate.
+        Limited = "limited",
     }
 }
 
@@ -107,7 +113,12 @@ impl Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counters {
             queries: Transport::ALL.iter().map(|t| (t.label(), read(&self.queries[*t as usize]))).collect(),
-            answers: Source::ALL.iter().map(|s| (s.label(), read(&self.answers[*s as usize]))).collect(),
+            // The kernel counts for itself.
+            answers: Source::ALL
+                .iter()
+                .filter(|s| **s != Source::Kernel)
+                .map(|s| (s.label(), read(&self.answers[*s as usize])))
+                .collect(),
             dropped: Dropped::ALL.iter().map(|d| (d.label(), read(&self.dropped[*d as usize]))).collect(),
             rcodes: RCODES
                 .iter()
@@ -129,9 +140,9 @@ impl Stats {
 pub struct Counters {
     /// Queries by transport: `udp`, `tcp`.
     pub queries: BTreeMap<&'static str, u64>,
-    /// Answers by where they came from: `zone`, `cache`, `upstream`, `stale`, `rule`, `local`.
+    /// Answers by where they came from: `zone`, `cache`, `upstream`, `stale`, `rule`, `local`, `slip`.
     pub answers: BTreeMap<&'static str, u64>,
-    /// Queries dropped: `stranger`, `not_a_query`, `overload`.
+    /// Queries dropped: `stranger`, `not_a_query`, `overload`, `limited`.
     pub dropped: BTreeMap<&'static str, u64>,
     /// Answers by response code, lower case; only those that occurred.
     pub rcodes: BTreeMap<&'static str, u64>,

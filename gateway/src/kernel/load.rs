@@ -5,7 +5,7 @@ use std::{io, net::IpAddr, path::Path, time::Duration};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use gateway_common::{
-    dns::hash::Keys,
+    dns::{hash::Keys, log},
     limits::{MAX_DNS_ADDRESSES, capacity},
     maps::{Config, PrefixKey, View, ViewList, ViewPrefix, config},
 };
@@ -38,6 +38,10 @@ pub(super) struct Capacities {
     pub(super) flows: [u32; 2],
 }
 
+/// Entries of a map that nothing is put into.
+const UNUSED: u32 = 64;
+/// Bytes of a ring that nothing is put into; the loader makes whole pages of them.
+const LEAST_RING: u32 = 4096;
 /// Records of the flow table of a family in which nobody is a client.
 const NO_CLIENTS: u32 = 64;
 
@@ -93,9 +97,12 @@ pub(super) fn load(
     if let Err(error) = raised {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
+    let (limit, share) = (settings.dns_limit.limit(), log::share(settings.dns_log));
     let mut loader = EbpfLoader::new();
     loader
         .override_global("DNS_KEYS", &keys.0[..], true)
+        .override_global("DNS_LIMIT", bytemuck::bytes_of(&limit), true)
+        .override_global("DNS_LOG_SHARE", &share, true)
         .map_max_entries("SERVICES4", sizes.services)
         .map_max_entries("SERVICES6", sizes.services)
         .map_max_entries("ENDPOINTS", sizes.endpoints)
@@ -103,6 +110,8 @@ pub(super) fn load(
         .map_max_entries("NEXTHOPS", sizes.nexthops)
         .map_max_entries("ANSWERS", sizes.answers)
         .map_max_entries("LARGE", sizes.answers)
+        .map_max_entries("DNS_METERS", if limit.rate > 0 { capacity::DNS_METERS } else { UNUSED })
+        .map_max_entries("DNS_LOG", if share == log::NONE { LEAST_RING } else { capacity::DNS_LOG })
         .map_max_entries("FLOWS4", sizes.flows[0])
         .map_max_entries("FLOWS6", sizes.flows[1]);
     if let Some(pins) = pins {

@@ -22,6 +22,7 @@ mod load;
 mod netlink;
 mod pin;
 mod places;
+mod queries;
 mod readback;
 mod services;
 mod state;
@@ -47,10 +48,15 @@ pub use self::{
     explain::{Choice, Explanation, Question},
     info::{Attachment, BackendInfo, Counters, FlowInfo, ServiceInfo},
     pin::check_pin,
+    queries::Queries,
     services::Totals,
 };
 use self::{state::Shared, worker::Worker};
-use crate::{dns::AnswerStore, model::ObjectName, plan::ServicePlan};
+use crate::{
+    dns::{AnswerStore, RateLimit},
+    model::ObjectName,
+    plan::ServicePlan,
+};
 
 /// `datapath.mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -114,6 +120,10 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// Largest TCP segment announced.
     pub mss_clamp: MssClamp,
+    /// How many DNS answers a source prefix gets.
+    pub dns_limit: RateLimit,
+    /// How many of a million DNS queries answered in the kernel are logged.
+    pub dns_log: u32,
     /// Sizes of the maps that depend on the cluster.
     pub sizes: Sizes,
 }
@@ -228,6 +238,11 @@ impl Kernel {
     /// The kernel's DNS answers.
     pub fn answers(&self) -> Arc<dyn AnswerStore> {
         self.shared.answers()
+    }
+
+    /// The queries that the kernel answers, for the query log, from now on; `None` without one, and the second time.
+    pub fn queries(&self) -> Option<Queries> {
+        self.shared.state().queries.take()
     }
 
     /// What the datapath has counted, by reason, since it was loaded.

@@ -23,6 +23,7 @@ use super::{
     load::{self, Capacities},
     netlink::{Link, Neighbour, Netlink},
     pin::Pins,
+    queries::Queries,
     readback::{self, PerCpuCounters},
     services::{Maps, Services},
     sweep::{Clock, FlowMaps, Sweep, Swept},
@@ -73,7 +74,7 @@ impl Shared {
         let sizes = Capacities::of(settings).with(&heritage);
         // Secret: who knows them can make names collide.
         let keys = gateway_common::dns::hash::Keys::from_seed(rand::random());
-        let ebpf = load::load(settings, &sizes, pins.as_ref(), &keys)?;
+        let mut ebpf = load::load(settings, &sizes, pins.as_ref(), &keys)?;
         let config_map: Table<u32, Config> = Table::open(&ebpf, "CONFIG")?;
         config_map.put(&0, &config).map_err(|source| KernelError::map("CONFIG", source))?;
         load::write_views(&ebpf, &settings.views)?;
@@ -97,6 +98,7 @@ impl Shared {
         let clock = Table::open(&ebpf, "CLOCK")?;
         let client_hops = Pair::open(&ebpf, "CLIENT_HOPS4", "CLIENT_HOPS6")?;
         let vlans = Table::open(&ebpf, "VLANS")?;
+        let queries = if settings.dns_log > 0 { Some(Queries::take(&mut ebpf)?) } else { None };
         // The last step that can fail, so that a failure leaves nothing to put back.
         let sysctls = Sysctls::set(&settings.snat_ports, settings.has_clients(true))?;
         let state = State {
@@ -104,6 +106,7 @@ impl Shared {
             pins,
             settings: settings.clone(),
             ebpf,
+            queries,
             hops,
             services,
             clock,
@@ -200,6 +203,8 @@ pub(super) struct State {
     pins: Option<Pins>,
     settings: Settings,
     pub(super) ebpf: Ebpf,
+    /// Until somebody takes it.
+    pub(super) queries: Option<Queries>,
     pub(super) hops: Hops,
     pub(super) services: Services,
     clock: Table<u32, u64>,

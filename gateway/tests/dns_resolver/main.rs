@@ -6,6 +6,7 @@ mod differential;
 mod fake;
 mod forward;
 mod hostile;
+mod limit;
 mod policy;
 mod programs;
 mod properties;

@@ -2,6 +2,9 @@
 //!
 //! Needs root. Nothing is attached: every frame is given by `BPF_PROG_TEST_RUN`.
 
+mod frames;
+mod limit;
+mod log;
 mod programs;
 mod property;
 mod query;
@@ -39,7 +42,11 @@ fn a(name: &str, count: u8) -> EntryBuilder {
 
 /// A cluster zone with a Service, a headless one, an alias; nothing learnt.
 fn cluster() -> Bench {
-    let mut bench = Bench::new();
+    filled(Bench::new())
+}
+
+/// The same in these programs.
+fn filled(mut bench: Bench) -> Bench {
     let (mname, rname) = (wire_name("ns.dns.cluster.local"), wire_name("hostmaster.cluster.local"));
     let soa = Soa { mname: &mname, rname: &rname, serial: 7, refresh: 7200, retry: 1800, expire: 86400, minimum: 5 };
     bench.set_zone(0, zone(&wire_name(ZONE), &soa, 30, true).expect("a zone"));
@@ -317,8 +324,8 @@ fn queries_not_fully_understood_pass_unchanged() {
 fn a_checksum_that_may_be_partial_is_left_to_tc_by_xdp() {
     let mut bench = cluster();
     let message = Ask::new(WEB, wire::A).message();
-    let mut frame = programs::frame(CLIENT, &message);
-    let partial = programs::pseudo_sum(CLIENT, 8 + message.len());
+    let mut frame = frames::frame(CLIENT, &[], &message);
+    let partial = frames::pseudo_sum(CLIENT, 8 + message.len());
     frame[40..42].copy_from_slice(&partial.to_be_bytes());
     let before = bench.count(Reason::PartialChecksum);
     let (verdict, after) = bench.run(Tier::Xdp, &frame);
@@ -329,11 +336,11 @@ fn a_checksum_that_may_be_partial_is_left_to_tc_by_xdp() {
 #[test]
 fn a_query_without_udp_checksum_gets_an_answer_with_one() {
     let bench = cluster();
-    let mut frame = programs::frame(CLIENT, &Ask::new(WEB, wire::A).message());
+    let mut frame = frames::frame(CLIENT, &[], &Ask::new(WEB, wire::A).message());
     frame[40..42].copy_from_slice(&[0, 0]);
     for tier in TIERS {
         let (_, answer) = bench.run(tier, &frame);
-        programs::checked(CLIENT, &answer);
+        frames::checked(CLIENT, &[], &answer);
     }
 }
 
@@ -345,7 +352,7 @@ fn a_cached_answer_costs_a_small_multiple_of_an_empty_program() {
     let name = &name[name.len() - 36..];
     assert_eq!(wire_name(name).len(), 38);
     bench.put(&wire_name(name), wire::A, 0, a(name, 1).build().expect("an answer"));
-    let frame = programs::frame(CLIENT, &Ask::new(name, wire::A).message());
+    let frame = frames::frame(CLIENT, &[], &Ask::new(name, wire::A).message());
     let median = |program: &str| {
         let mut times: Vec<_> = (0..20_000).map(|_| bench.time(program, &frame)).collect();
         times.sort();

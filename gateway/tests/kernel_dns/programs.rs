@@ -1,10 +1,13 @@
 //! The programs under test: loaded from the binary's own object, given frames by `BPF_PROG_TEST_RUN`.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, PerCpuArray, lpm_trie::Key, lpm_trie::LpmTrie},
+    maps::{Array, HashMap, PerCpuArray, RingBuf, lpm_trie::Key, lpm_trie::LpmTrie},
     programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use bytemuck::{Pod, Zeroable as _};
@@ -14,21 +17,34 @@ use gateway_common::{
         build::{Answer, key},
         emit::Request,
         hash::Keys,
+        limit::Limit,
+        log::{Asked, NONE},
         table::Table,
     },
-    maps::{Config, DnsEntry, DnsHash, DnsLarge, View, Zone, config},
+    maps::{Config, DnsEntry, DnsHash, DnsLarge, View, Vlan, VlanKey, Zone, config, vlan},
 };
+
+use crate::frames::{checked, frame};
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 90, 1, 100);
 /// A client of view 1; [`CLIENT`] is in view 0.
 pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 90, 3, 7);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 100);
-const PORT: u16 = 40_001;
-const HEADERS: usize = 14 + 20 + 8;
+/// Of view 0.
+pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd90, 1, 0, 0, 0, 0, 0, 0x100);
+/// Of view 1.
+pub const OTHER6: Ipv6Addr = Ipv6Addr::new(0xfd90, 3, 0, 0, 0, 0, 0, 7);
+pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd90, 2, 0, 0, 0, 0, 0, 0x100);
+/// VLAN IDs whose frames XDP on the device below takes.
+pub const VLANS: [&[u16]; 2] = [&[100], &[200, 300]];
+const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
 const TC_UNSPEC: u32 = u32::MAX;
+const TC_SHOT: u32 = 2;
 const TC_REDIRECT: u32 = 7;
+/// Bytes of the log's ring.
+pub const RING: u32 = 4096;
 
 const KEY: usize = size_of::<DnsHash>();
 const ENTRY: usize = size_of::<DnsEntry>();
@@ -56,13 +72,15 @@ pub enum Did {
     Answered(Vec<u8>),
     /// The frame goes on, unchanged.
     Passed,
+    /// The frame is gone.
+    Dropped,
 }
 
 impl Did {
     pub fn answer(self) -> Vec<u8> {
         match self {
             Self::Answered(message) => message,
-            Self::Passed => panic!("passed to the forwarder, where the kernel should have answered"),
+            other => panic!("{other:?}, where the kernel should have answered"),
         }
     }
 }
@@ -76,11 +94,23 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        let mut ebpf = aya::EbpfLoader::new().load(gateway::kernel::OBJECT).expect("the object loads (as root)");
+        Self::with(&Limit::OFF, NONE)
+    }
+
+    /// With a limit on answers, and a log of that share of them.
+    pub fn with(limit: &Limit, share: u32) -> Self {
+        let mut ebpf = aya::EbpfLoader::new()
+            .override_global("DNS_LIMIT", bytemuck::bytes_of(limit), true)
+            .override_global("DNS_LOG_SHARE", &share, true)
+            .map_max_entries("DNS_LOG", RING)
+            .load(gateway::kernel::OBJECT)
+            .expect("the object loads (as root)");
         let mut config = Config::zeroed();
         config.flags = config::DNS;
         config.dns4_len = 1;
         config.dns4[0] = SERVER.octets();
+        config.dns6_len = 1;
+        config.dns6[0] = SERVER6.octets();
         let mut map: Array<_, [u8; CONFIG]> = map(&mut ebpf, "CONFIG");
         map.set(0, bytes(&config), 0).expect("CONFIG");
         let mut views: LpmTrie<_, [u8; 4], [u8; VIEW]> = self::map(&mut ebpf, "VIEWS4");
@@ -88,6 +118,19 @@ impl Bench {
             let view = View { id: id as u32, flags: 0 };
             let [a, b, c, _] = client.octets();
             views.insert(&Key::new(24, [a, b, c, 0]), bytes(&view), 0).expect("VIEWS4");
+        }
+        let mut views: LpmTrie<_, [u8; 16], [u8; VIEW]> = self::map(&mut ebpf, "VIEWS6");
+        for (id, client) in [CLIENT6, OTHER6].into_iter().enumerate() {
+            let view = View { id: id as u32, flags: 0 };
+            views.insert(&Key::new(128, client.octets()), bytes(&view), 0).expect("VIEWS6");
+        }
+        let mut vlans: HashMap<_, [u8; 8], [u8; 8]> = self::map(&mut ebpf, "VLANS");
+        for ids in VLANS {
+            let mut vids = [[0; 2]; 2];
+            vids.iter_mut().zip(ids).for_each(|(vid, id)| *vid = id.to_be_bytes());
+            // Test runs come in through the first interface.
+            let (key, value) = (VlanKey { ifindex: 1, vids }, Vlan { ifindex: 1, role: vlan::UPLINK });
+            vlans.insert(bytes::<_, 8>(&key), bytes::<_, 8>(&value), 0).expect("VLANS");
         }
         for name in ["xdp_uplink", "empty"] {
             let program: &mut Xdp = ebpf.program_mut(name).expect(name).try_into().expect("an XDP program");
@@ -138,16 +181,29 @@ impl Bench {
         map.get(&(reason as u32), 0).expect("COUNTERS").iter().sum()
     }
 
+    /// What is in the log's ring, oldest first; it is empty then.
+    pub fn logged(&mut self) -> Vec<Asked> {
+        let mut ring = RingBuf::try_from(self.ebpf.map_mut("DNS_LOG").expect("DNS_LOG")).expect("a ring");
+        std::iter::from_fn(|| ring.next().map(|item| bytemuck::pod_read_unaligned(&item))).collect()
+    }
+
     /// Gives a query of `client` to a program, and checks everything of the answer's frame that is not DNS.
-    pub fn ask(&mut self, tier: Tier, client: Ipv4Addr, message: &[u8]) -> Did {
-        let query = frame(client, message);
+    pub fn ask(&mut self, tier: Tier, client: impl Into<IpAddr>, message: &[u8]) -> Did {
+        self.ask_tagged(tier, client, &[], message)
+    }
+
+    /// The same behind VLAN tags with these IDs.
+    pub fn ask_tagged(&mut self, tier: Tier, client: impl Into<IpAddr>, tags: &[u16], message: &[u8]) -> Did {
+        let client = client.into();
+        let query = frame(client, tags, message);
         let (verdict, answer) = self.run(tier, &query);
         match (tier, verdict) {
+            (Tier::Xdp, XDP_DROP) | (Tier::Tc, TC_SHOT) => Did::Dropped,
             (Tier::Xdp, XDP_PASS) | (Tier::Tc, TC_UNSPEC) => {
                 assert_eq!(answer, query, "a frame that passes is unchanged");
                 Did::Passed
             }
-            (Tier::Xdp, XDP_REDIRECT) | (Tier::Tc, TC_REDIRECT) => Did::Answered(checked(client, &answer)),
+            (Tier::Xdp, XDP_REDIRECT) | (Tier::Tc, TC_REDIRECT) => Did::Answered(checked(client, tags, &answer)),
             (_, verdict) => panic!("{tier:?} verdict {verdict}"),
         }
     }
@@ -205,70 +261,6 @@ fn refusal(error: &ProgramError) -> String {
         }
         other => other.to_string(),
     }
-}
-
-fn sum(bytes: &[u8]) -> u32 {
-    bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum()
-}
-
-fn complement(mut sum: u32) -> u16 {
-    while sum > 0xFFFF {
-        sum = (sum >> 16) + (sum & 0xFFFF);
-    }
-    !(sum as u16)
-}
-
-fn pseudo(src: Ipv4Addr, dst: Ipv4Addr, udp_len: usize) -> u32 {
-    sum(&src.octets()) + sum(&dst.octets()) + 17 + udp_len as u32
-}
-
-/// What stands in the checksum field of a query whose checksum is still to be completed.
-pub fn pseudo_sum(client: Ipv4Addr, udp_len: usize) -> u16 {
-    !complement(pseudo(client, SERVER, udp_len))
-}
-
-/// A client's frame with this message, every checksum right.
-pub fn frame(client: Ipv4Addr, message: &[u8]) -> Vec<u8> {
-    let udp_len = 8 + message.len();
-    let mut ip = vec![0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, 61, 17, 0, 0];
-    ip[2..4].copy_from_slice(&(20 + udp_len as u16).to_be_bytes());
-    ip.extend(client.octets());
-    ip.extend(SERVER.octets());
-    let check = complement(sum(&ip));
-    ip[10..12].copy_from_slice(&check.to_be_bytes());
-    let mut udp = Vec::with_capacity(udp_len);
-    for word in [PORT, 53, udp_len as u16, 0] {
-        udp.extend(word.to_be_bytes());
-    }
-    udp.extend(message);
-    let check = match complement(sum(&udp) + pseudo(client, SERVER, udp_len)) {
-        0 => 0xFFFF,
-        check => check,
-    };
-    udp[6..8].copy_from_slice(&check.to_be_bytes());
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
-    frame.extend(ip);
-    frame.extend(udp);
-    frame
-}
-
-/// The message in an answer's frame; MACs, addresses, ports, lengths, TTL and both checksums are as they must be.
-pub fn checked(client: Ipv4Addr, frame: &[u8]) -> Vec<u8> {
-    assert!(frame.len() > HEADERS, "an answer of {} bytes", frame.len());
-    let (eth, ip, udp) = (&frame[..14], &frame[14..34], &frame[34..]);
-    assert_eq!(eth, [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0], "MACs change places");
-    assert_eq!(ip[0], 0x45);
-    assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), frame.len() - 14, "IP length");
-    assert_eq!(ip[8], 64, "TTL");
-    assert_eq!(complement(sum(ip)), 0, "IP checksum");
-    assert_eq!(ip[12..16], SERVER.octets());
-    assert_eq!(ip[16..20], client.octets());
-    assert_eq!(udp[..2], 53u16.to_be_bytes());
-    assert_eq!(udp[2..4], PORT.to_be_bytes());
-    assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), udp.len(), "UDP length");
-    assert_ne!(udp[6..8], [0, 0], "a real UDP checksum");
-    assert_eq!(complement(sum(udp) + pseudo(SERVER, client, udp.len())), 0, "UDP checksum");
-    udp[8..].to_vec()
 }
 
 /// `CLOCK_MONOTONIC` in ns.

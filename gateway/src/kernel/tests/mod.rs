@@ -79,6 +79,8 @@ pub(super) fn settings(mode: Mode) -> Settings {
         claims: vec!["10.1.0.0/16".parse().unwrap()],
         timeouts: Timeouts::default(),
         mss_clamp: MssClamp::Off,
+        dns_limit: crate::dns::RateLimit::default(),
+        dns_log: 0,
         sizes: Sizes::default(),
     }
 }
