@@ -6,10 +6,10 @@ use std::{fs, time::Duration};
 
 use gateway::{
     model::{Cluster, Event, ObjectName},
-    source::{self, Extra, SourceConfig, SourceError, SourceHandle, SourceStatus},
+    source::{self, Extra, ServiceCidrs, SourceConfig, SourceError, SourceHandle, SourceStatus},
 };
 use serde_json::{Value, json};
-use support::api_server::{ApiServer, Gone};
+use support::api_server::{ApiServer, Gone, Streams};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -42,7 +42,7 @@ impl Live {
         let config = SourceConfig::Kubernetes {
             kubeconfig: Some(kubeconfig.path().join("config")),
             context: None,
-            extra: Extra { service_cidrs: true, pods: true },
+            extra: Extra { service_cidrs: ServiceCidrs::Wanted, pods: true },
         };
         let handle = source::start(config, sender).await.unwrap();
         Self { _kubeconfig: kubeconfig, events, cluster: Cluster::default(), seen: Vec::new(), handle }
@@ -150,11 +150,15 @@ async fn the_initial_lists_become_one_snapshot() {
 
 #[tokio::test]
 async fn lists_of_many_pages_are_complete() {
-    let server = ApiServer::start().await;
-    for i in 0..1203 {
-        server.put("services", service(&format!("s{i}"), &format!("10.1.{}.{}", i / 250, 1 + i % 250)));
+    for streams in [Streams::Known, Streams::Refused] {
+        let server = ApiServer::start().await;
+        server.streams(streams);
+        for i in 0..1203 {
+            server.put("services", service(&format!("s{i}"), &format!("10.1.{}.{}", i / 250, 1 + i % 250)));
+        }
+        assert_eq!(Live::synced(&server).await.services().len(), 1203);
+        assert_eq!(server.lists("services"), 1);
     }
-    assert_eq!(Live::synced(&server).await.services().len(), 1203);
 }
 
 #[tokio::test]
@@ -188,8 +192,9 @@ async fn what_the_watches_tell_arrives_as_changes() {
 }
 
 /// The server has forgotten the version that a watch asks for, and meanwhile something went and something came.
-async fn relist(gone: Gone) {
+async fn relist(gone: Gone, streams: Streams) {
     let server = shop().await;
+    server.streams(streams);
     let mut live = Live::synced(&server).await;
     server.pause();
     server.delete("services", "shop", "api");
@@ -207,12 +212,14 @@ async fn relist(gone: Gone) {
 
 #[tokio::test]
 async fn after_410_as_an_event_the_new_list_is_compared_with_the_old() {
-    relist(Gone::Event).await;
+    relist(Gone::Event, Streams::Known).await;
+    relist(Gone::Event, Streams::Refused).await;
 }
 
 #[tokio::test]
 async fn after_410_as_an_answer_the_new_list_is_compared_with_the_old() {
-    relist(Gone::Answer).await;
+    relist(Gone::Answer, Streams::Known).await;
+    relist(Gone::Answer, Streams::Refused).await;
 }
 
 #[tokio::test]

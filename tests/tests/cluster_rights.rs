@@ -10,6 +10,7 @@ use gateway_lab::{
     process::{NotYet, Process, wait_for},
     testing,
 };
+use nix::sys::signal::Signal;
 
 const DAEMON_SET: &str = include_str!("../../deploy/daemonset.yaml");
 /// A change of rights is known to the API server within this.
@@ -43,16 +44,39 @@ fn check(lab: &Lab, config: &Path) -> Vec<String> {
     text.lines().filter(about).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
 }
 
-/// Starts the agent and waits until its log or its readiness has this to say.
-fn says(lab: &Lab, config: &Path, name: &str, expected: &[&str]) {
+/// Starts the agent.
+fn start(lab: &Lab, config: &Path, name: &str) -> Process {
     let mut command = lab.node(Node::Gateway).command(agent::binary().expect("the gateway's binary"));
     command.args(["run", "--config"]).arg(config);
-    let process = Process::start(name, command, &lab.dir().join(format!("{name}.log"))).expect("the agent");
+    Process::start(name, command, &lab.dir().join(format!("{name}.log"))).expect("the agent")
+}
+
+/// `/readyz`: status code and text.
+fn readiness(lab: &Lab) -> anyhow::Result<(u16, String)> {
+    let node = lab.node(Node::Gateway);
+    let told = node.enter(|| http_get(([127, 0, 0, 1], 9153).into(), "/readyz"))?;
+    Ok((told.status, told.text()))
+}
+
+/// Starts the agent, waits until its log and its readiness have this to say, grants what it lacks, and waits until it is ready, by itself.
+fn says(lab: &Lab, config: &Path, name: &str, expected: &[&str], mend: impl FnOnce()) {
+    let mut process = start(lab, config, name);
     wait_for(name, SOON, || {
-        let said = process.said();
-        if expected.iter().all(|text| said.contains(text)) { Ok(()) } else { Err(NotYet::Later(anyhow!("{said}"))) }
+        let (said, (code, ready)) = (process.said(), readiness(lab)?);
+        let told = |text: &&str| said.contains(*text) && ready.contains(*text);
+        if code == 503 && expected.iter().all(told) { Ok(()) } else { Err(NotYet::Later(anyhow!("{ready}\n{said}"))) }
     })
     .expect("the agent names what it may not do");
+    mend();
+    wait_for(name, 2 * SOON, || match process.ended() {
+        Some(status) => Err(NotYet::Never(anyhow!("it ended: {status}: {}", process.said()))),
+        None => match readiness(lab)? {
+            (200, text) if text == "ready\n" => Ok(()),
+            (code, text) => Err(NotYet::Later(anyhow!("{code} {text}"))),
+        },
+    })
+    .expect("the agent is ready once it may do what it must");
+    process.stop(Signal::SIGTERM, SOON).expect("a clean end");
 }
 
 #[test]
@@ -102,16 +126,24 @@ fn the_manifests_grant_what_is_used_and_each_right_that_is_missing_is_named() {
         }
     }
 
-    // The agent itself: without what it must have it serves nothing and says why; without service CIDRs it names the key as well.
+    // The agent itself: without what it must have it serves nothing, says why, and goes on by itself when the rights come.
+    let all = || grant(&cluster, "", &[]);
     grant(&cluster, "servicecidrs", &["list", "watch"]);
-    says(&lab, &file, "no-cidrs", &["serviceCIDRs: servicecidrs", "forbidden", "allow list and watch of servicecidrs"]);
+    let cidrs =
+        ["servicecidrs is forbidden", "allow list and watch of servicecidrs in its ClusterRole, or set serviceCIDRs"]
+            .map(|text| text.replace("servicecidrs is", "servicecidrs.networking.k8s.io is"));
+    says(&lab, &file, "no-cidrs", &cidrs.each_ref().map(String::as_str), all);
     grant(&cluster, "services", &["list", "watch"]);
-    says(&lab, &file, "no-services", &["services is forbidden", "allow list and watch of services in its ClusterRole"]);
+    let services = ["services is forbidden", "allow list and watch of services in its ClusterRole"];
+    says(&lab, &file, "no-services", &services, all);
+    // As it is when both start at once: no API server, then one that grants nothing yet.
+    cluster.kill_apiserver();
+    let begun = || cluster.start_apiserver().expect("the API server");
+    says(&lab, &file, "first", &["services: ", "it is tried again"], begun);
     // What it can do without is told, and the rest served.
     grant(&cluster, "nodes", &["list", "watch"]);
     let gateway = lab.gateway(&config).expect("the gateway");
-    let node = lab.node(Node::Gateway);
-    let text = node.enter(|| http_get(([127, 0, 0, 1], 9153).into(), "/readyz")).expect("/readyz").text();
+    let (_, text) = readiness(&lab).expect("/readyz");
     assert!(text.contains("1 problem"), "{text}");
     assert!(gateway.log().contains("allow list and watch of nodes"), "{}", gateway.log());
     // With service CIDRs from the config nobody asks for theirs.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::{
     config::Config,
     dns::{AnswerStore, NoStore},
-    kernel::{Attachment, Counters, Explanation, FlowInfo, Kernel, KernelError, Mode, Queries, Question, Sizes},
+    kernel::{Attachment, Counters, Entry, Explanation, FlowInfo, Kernel, KernelError, Mode, Queries, Question, Sizes},
     model::ObjectName,
     plan::ServicePlan,
 };
@@ -70,6 +70,14 @@ impl Datapath {
                 Vec::new()
             }
         }
+    }
+
+    /// What the maps of Services say. Walks them: only for threads that may block.
+    pub fn contents(&self) -> Vec<Entry> {
+        self.0.as_ref().map_or_else(|| Ok(Vec::new()), Kernel::contents).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the maps of Services cannot be read");
+            Vec::new()
+        })
     }
 
     /// What the datapath would do; `None` without one.

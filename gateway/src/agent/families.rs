@@ -48,6 +48,11 @@ impl State {
             Family::gauge("source_synced", "1 when the first state of the cluster is here", flag(status.source.synced)),
             Family::gauge("source_connected", "1 when the source is reached", flag(status.source.connected)),
             Family::gauge(
+                "source_unreached_seconds",
+                "For how long the source has not been reached; 0 while it is",
+                status.source.unreached.unwrap_or_default(),
+            ),
+            Family::gauge(
                 "source_problems",
                 "Files and objects of the source that could not be read",
                 count(status.source.problems.len()),

@@ -23,7 +23,7 @@ use crate::{
         metrics::Family,
         report::{self, Counts, Drop, Readiness, Status},
     },
-    kernel::{Counters, Explanation, FlowInfo, Question},
+    kernel::{Counters, Entry, Explanation, FlowInfo, Question},
     model::{Here, ObjectName},
     node,
     plan::ServicePlan,
@@ -32,6 +32,9 @@ use crate::{
 
 /// Learnt answers that `gateway dns` shows at most.
 const CACHE_SHOWN: usize = 1_000;
+
+/// Problems of the source that `/readyz` tells at most.
+const PROBLEMS_TOLD: usize = 5;
 
 /// See the module.
 pub(super) struct State {
@@ -168,6 +171,7 @@ impl State {
             synced: status.synced,
             connected: status.connected,
             problems: status.problems,
+            unreached: status.lost.map(|lost| lost.elapsed().as_secs_f64()),
             last_change: status.last_change.and_then(|at| at.elapsed().ok()).map(|since| since.as_secs_f64()),
         }
     }
@@ -182,9 +186,13 @@ impl Agent for State {
             why.push("the first state of the cluster is not here yet".to_owned());
         }
         if self.source.get().is_some() && !status.connected {
-            why.push(format!("source {} is not reached", status.location));
+            let since = status.lost.map_or(0, |lost| lost.elapsed().as_secs());
+            why.push(format!("source {} is not reached for {since} s", status.location));
         }
-        if !status.problems.is_empty() {
+        if !ready {
+            // Nobody has asked for a status yet: what keeps it from serving is told whole.
+            why.extend(status.problems.iter().take(PROBLEMS_TOLD).map(|problem| format!("source: {problem}")));
+        } else if !status.problems.is_empty() {
             why.push(format!("source: {} problems, see `gateway status`", status.problems.len()));
         }
         self.held(|held| {
@@ -237,6 +245,10 @@ impl Agent for State {
             };
             held.plans.iter().map(report).collect()
         })
+    }
+
+    fn contents(&self) -> Vec<Entry> {
+        self.datapath.get().map(|datapath| datapath.contents()).unwrap_or_default()
     }
 
     fn flows(&self, limit: usize) -> Vec<FlowInfo> {

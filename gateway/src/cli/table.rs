@@ -137,7 +137,10 @@ pub(super) fn status(status: &Value) -> String {
                 cell(&source["kind"]),
                 cell(&source["location"]),
                 if source["synced"] == true { "synced" } else { "not synced" },
-                if source["connected"] == true { "connected" } else { "not connected" },
+                match source["connected"] == true {
+                    true => "connected".to_owned(),
+                    false => format!("not connected for {}", span(&source["unreached"])),
+                },
                 span(&source["lastChange"])
             ),
         ),

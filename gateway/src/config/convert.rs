@@ -7,11 +7,11 @@ use ipnet::IpNet;
 use super::{Cache, Config, Deny, DnsLimits, Forward, Pods, ReturnPath, Strangers};
 use crate::{
     dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
-    kernel::{Settings, Sizes},
+    kernel::{Mode, Settings, Sizes},
     model::{Identity, ObjectName},
     node,
     plan::PlanConfig,
-    source::Extra,
+    source::{Extra, ServiceCidrs},
 };
 
 /// TTL of zone records in seconds: CoreDNS's `kubernetes` default is 5, its usual Corefile's 30.
@@ -100,7 +100,12 @@ impl Config {
 
     /// Which kinds the source must tell beside those that it always does.
     pub fn source_extra(&self) -> Extra {
-        Extra { service_cidrs: self.service_cidrs.is_empty(), pods: self.dns.pods == Pods::Verified }
+        let service_cidrs = match self.service_cidrs.is_empty() {
+            false => ServiceCidrs::Given,
+            true if self.datapath.mode == Mode::Off => ServiceCidrs::Wanted,
+            true => ServiceCidrs::Required,
+        };
+        Extra { service_cidrs, pods: self.dns.pods == Pods::Verified }
     }
 
     /// What is known of this node before the cluster is: `node`, else the environment's `NODE_NAME`, else its host name, which are

@@ -16,7 +16,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::kernel::{Explanation, FlowInfo, Question};
+use crate::kernel::{Entry, Explanation, FlowInfo, Question};
 
 /// Flows told when the asker gives no limit.
 pub const FLOWS: usize = 1_000;
@@ -42,6 +42,8 @@ pub trait Agent: Send + Sync + 'static {
     fn status(&self) -> report::Status;
     /// For `gateway services`, by namespace and name.
     fn services(&self) -> Vec<report::Service>;
+    /// VIPs and ports with their endpoints, read from the kernel's maps.
+    fn contents(&self) -> Vec<Entry>;
     /// For `gateway flows`: at most `limit`.
     fn flows(&self, limit: usize) -> Vec<FlowInfo>;
     /// For `gateway dns`.
@@ -100,6 +102,7 @@ pub fn router(agent: Arc<dyn Agent>) -> Router {
         .route("/metrics", get(metrics_text))
         .route("/api/v1/status", get(|State(agent): Shared| json(agent, |agent| agent.status())))
         .route("/api/v1/services", get(|State(agent): Shared| json(agent, |agent| agent.services())))
+        .route("/api/v1/maps", get(|State(agent): Shared| json(agent, |agent| agent.contents())))
         .route("/api/v1/flows", get(flows))
         .route("/api/v1/dns", get(|State(agent): Shared| json(agent, |agent| agent.dns())))
         .route("/api/v1/drops", get(|State(agent): Shared| json(agent, |agent| agent.drops())))

@@ -105,6 +105,8 @@ pub struct Source {
     pub synced: bool,
     /// It is reached now.
     pub connected: bool,
+    /// Seconds for which it has not been; null while it is.
+    pub unreached: Option<f64>,
     /// Files and objects that could not be read.
     pub problems: Vec<String>,
     /// Seconds since the last change; null before the first.

@@ -12,7 +12,7 @@ use super::{
     report::{Counts, Drop, Readiness, Service, Source, Status},
     router,
 };
-use crate::kernel::{Counters, Explanation, FlowInfo, Mode, Question};
+use crate::kernel::{Counters, Entry, Explanation, FlowInfo, Mode, Question};
 
 struct Told {
     readiness: Readiness,
@@ -45,6 +45,9 @@ impl Agent for Told {
         }
     }
     fn services(&self) -> Vec<Service> {
+        Vec::new()
+    }
+    fn contents(&self) -> Vec<Entry> {
         Vec::new()
     }
     fn flows(&self, limit: usize) -> Vec<FlowInfo> {

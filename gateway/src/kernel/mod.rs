@@ -13,6 +13,7 @@
 
 mod answers;
 mod attach;
+mod contents;
 mod error;
 mod explain;
 mod family;
@@ -44,6 +45,7 @@ use std::{
 use ipnet::IpNet;
 
 pub use self::{
+    contents::Entry,
     error::KernelError,
     explain::{Choice, Explanation, Question},
     info::{Attachment, BackendInfo, Counters, FlowInfo, ServiceInfo},
@@ -256,6 +258,14 @@ impl Kernel {
     /// When the map cannot be read.
     pub fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
         self.shared.flows(limit)
+    }
+
+    /// What the maps of Services say. Reads them whole: not for the fast path.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn contents(&self) -> Result<Vec<Entry>, KernelError> {
+        self.shared.contents()
     }
 
     /// Number of flows, as the last sweep counted them, at most a few seconds ago.

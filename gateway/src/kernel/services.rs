@@ -68,7 +68,7 @@ struct Want {
 }
 
 /// The maps of Services.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Maps {
     pub(super) services: Pair<ServiceKey<[u8; 4]>, ServiceKey<[u8; 16]>, Service>,
     pub(super) maglev: Table<u32, u32>,

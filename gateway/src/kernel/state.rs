@@ -18,6 +18,7 @@ use super::{
     Attachment, Counters, Explanation, FlowInfo, KernelError, Question, ServiceInfo, Settings, Totals,
     answers::Answers,
     attach::{Attacher, Role},
+    contents::{self, Entry},
     family::{self, Pair},
     hops::{Affected, Hops},
     load::{self, Capacities},
@@ -167,6 +168,12 @@ impl Shared {
     pub(super) fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, KernelError> {
         let clock = self.clock()?;
         readback::flows(&self.flows, clock, limit)
+    }
+
+    pub(super) fn contents(&self) -> Result<Vec<Entry>, KernelError> {
+        // Reading takes long: changes must not wait for it.
+        let maps = self.state().maps().clone();
+        contents::read(&maps)
     }
 
     pub(super) fn explain(&self, question: &Question, views: &[String]) -> Result<Explanation, KernelError> {
@@ -470,7 +477,6 @@ impl State {
         Ok(())
     }
 
-    #[cfg(test)]
     pub(super) const fn maps(&self) -> &Maps {
         self.services.maps()
     }

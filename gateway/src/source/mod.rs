@@ -41,10 +41,22 @@ pub enum SourceConfig {
 /// Kinds that are listed and watched only where the config needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extra {
-    /// ServiceCIDR objects: where the config gives no service CIDRs.
-    pub service_cidrs: bool,
+    /// ServiceCIDR objects.
+    pub service_cidrs: ServiceCidrs,
     /// Pods: for `dns.pods: verified`.
     pub pods: bool,
+}
+
+/// What the API server's service CIDRs are wanted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceCidrs {
+    /// Nothing: the config gives them.
+    #[default]
+    Given,
+    /// Told when there are any.
+    Wanted,
+    /// There is no snapshot without them, unless the API server has no such kind.
+    Required,
 }
 
 /// What an identity may do at an API server.

@@ -1,6 +1,6 @@
 //! How a source is doing, told to the log and to `gateway status` alike.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
 use tokio::sync::watch;
@@ -17,6 +17,9 @@ pub struct SourceStatus {
     pub synced: bool,
     /// The directory can be read and is watched; the API server answers.
     pub connected: bool,
+    /// Since when it is not; since the start for a source that never was.
+    #[serde(skip)]
+    pub lost: Option<Instant>,
     /// What is wrong now, each naming file or object and what to do.
     pub problems: Vec<String>,
     /// When the cluster's state last changed; in JSON, seconds since 1970.
@@ -33,7 +36,8 @@ pub(super) struct Reporter(watch::Sender<SourceStatus>);
 
 impl Reporter {
     pub(super) fn new(kind: &'static str, location: String) -> Self {
-        Self(watch::Sender::new(SourceStatus { kind, location, ..SourceStatus::default() }))
+        let lost = Some(Instant::now());
+        Self(watch::Sender::new(SourceStatus { kind, location, lost, ..SourceStatus::default() }))
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<SourceStatus> {
@@ -61,6 +65,10 @@ impl Reporter {
                 tracing::info!(source = status.kind, "no longer: {problem}");
             }
             let modified = status.connected != connected || status.problems != problems;
+            status.lost = match (connected, status.lost) {
+                (true, _) => None,
+                (false, lost) => lost.or_else(|| Some(Instant::now())),
+            };
             status.connected = connected;
             status.problems = problems;
             modified

@@ -13,7 +13,7 @@ use axum::{
     http::{StatusCode, Uri},
     response::{IntoResponse as _, Response},
 };
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
@@ -24,6 +24,16 @@ pub enum Gone {
     Event,
     /// The status of the answer to the watch.
     Answer,
+}
+
+/// What a server makes of `sendInitialEvents`.
+#[derive(Clone, Copy, Default)]
+pub enum Streams {
+    /// It streams the list.
+    #[default]
+    Known,
+    /// It refuses the parameter.
+    Refused,
 }
 
 #[derive(Default)]
@@ -47,6 +57,8 @@ struct World {
     generation: u64,
     /// Connections that were kept alive get errors.
     stopped: bool,
+    /// What becomes of a watch that asks for a list at its beginning.
+    streams: Streams,
 }
 
 impl World {
@@ -144,6 +156,11 @@ impl ApiServer {
         self.shared.lock().kind(plural).refused = None;
     }
 
+    /// Whether lists are streamed.
+    pub fn streams(&self, streams: Streams) {
+        self.shared.lock().streams = streams;
+    }
+
     /// Lists that were asked for, first pages only.
     pub fn lists(&self, plural: &str) -> usize {
         self.shared.lock().kind(plural).lists
@@ -194,6 +211,7 @@ fn status(code: u16, message: &str) -> Value {
         403 => "Forbidden",
         404 => "NotFound",
         410 => "Expired",
+        422 => "Invalid",
         _ => "InternalError",
     };
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message, "reason": reason, "code": code})
@@ -214,7 +232,14 @@ async fn answer(State(shared): State<Shared>, Query(query): Query<HashMap<String
     }
     if query.get("watch").is_some_and(|w| w == "true") {
         let from = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
-        return watch_from(shared, changed, plural, from);
+        if query.get("sendInitialEvents").is_some_and(|wanted| wanted == "true") {
+            let initial = streamed(&shared, &plural);
+            let Some((initial, from)) = initial else {
+                return reply(422, &status(422, "sendInitialEvents is forbidden for watch"));
+            };
+            return watch_from(shared, changed, plural, from, initial);
+        }
+        return watch_from(shared, changed, plural, from, String::new());
     }
     list(&shared, &plural, &query)
 }
@@ -238,7 +263,22 @@ fn list(shared: &Shared, plural: &str, query: &HashMap<String, String>) -> Respo
     reply(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}))
 }
 
-fn watch_from(shared: Shared, changed: watch::Receiver<()>, plural: String, from: u64) -> Response {
+/// The events that stand for a list, and the version from which the watch goes on; None: not by this server.
+fn streamed(shared: &Shared, plural: &str) -> Option<(String, u64)> {
+    let mut world = shared.lock();
+    if matches!(world.streams, Streams::Refused) {
+        return None;
+    }
+    let version = world.version;
+    let kind = world.kind(plural);
+    kind.lists += 1;
+    let objects = kind.objects.values().map(|object| json!({"type": "ADDED", "object": object}));
+    let end = json!({"type": "BOOKMARK", "object": {"kind": "Object", "apiVersion": "v1", "metadata": {
+        "resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"}}}});
+    Some((objects.chain([end]).map(|event| format!("{event}\n")).collect(), version))
+}
+
+fn watch_from(shared: Shared, changed: watch::Receiver<()>, plural: String, from: u64, initial: String) -> Response {
     let generation = shared.lock().generation;
     let gone = {
         let mut world = shared.lock();
@@ -279,5 +319,6 @@ fn watch_from(shared: Shared, changed: watch::Receiver<()>, plural: String, from
             }
         }
     });
-    ([("content-type", "application/json")], Body::from_stream(steps)).into_response()
+    let first = stream::iter((!initial.is_empty()).then_some(Ok(initial)));
+    ([("content-type", "application/json")], Body::from_stream(first.chain(steps))).into_response()
 }

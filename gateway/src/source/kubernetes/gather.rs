@@ -1,14 +1,19 @@
 //! What the watchers tell → batches of events. Pure: no time, no network.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use ipnet::IpNet;
 
 use super::{
-    super::Extra,
-    watch::{Item, Kind, Message, What},
+    super::{Extra, ServiceCidrs},
+    watch::{Item, Kind, Message, Refusal, What},
 };
 use crate::model::{Cluster, Event, ObjectName};
+
+const NO_CIDRS: &str = "servicecidrs: the API server has none yet; it is waited for, or set serviceCIDRs";
 
 /// One kind's state.
 #[derive(Debug, Default)]
@@ -33,6 +38,10 @@ pub(super) struct Gatherer {
     awaited: Vec<Kind>,
     kinds: BTreeMap<Kind, State>,
     cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
+    /// There is no snapshot without any, unless the server does not know the kind.
+    cidrs_required: bool,
+    /// They are listed, and there is none.
+    none_yet: bool,
     /// Until every kind is settled: what will be the snapshot.
     early: Vec<Event>,
     synced: bool,
@@ -43,7 +52,11 @@ pub(super) struct Gatherer {
 impl Gatherer {
     /// One that waits for what the config needs.
     pub(super) fn new(extra: Extra) -> Self {
-        Self { awaited: Kind::wanted(extra).collect(), ..Self::default() }
+        Self {
+            awaited: Kind::wanted(extra).collect(),
+            cidrs_required: extra.service_cidrs == ServiceCidrs::Required,
+            ..Self::default()
+        }
     }
 
     /// The events of a batch of messages; the first that are not empty are the snapshot.
@@ -68,14 +81,15 @@ impl Gatherer {
 
     /// Whether the server answers for what is required, and everything that is wrong; nothing when that is as before.
     pub(super) fn news(&mut self) -> Option<(bool, Vec<String>)> {
-        if !std::mem::take(&mut self.news) {
+        if !mem::take(&mut self.news) {
             return None;
         }
         let answered = |kind: &Kind| self.kinds.get(kind).is_some_and(|state| state.answered);
         let connected = Kind::ALL.iter().filter(|kind| kind.required()).all(answered);
         let failures = self.kinds.values().filter_map(|state| state.failure.clone());
+        let none = self.none_yet.then(|| NO_CIDRS.to_owned());
         let objects = self.kinds.values().flat_map(|state| state.problems.values().flatten().cloned());
-        Some((connected, failures.chain(objects).collect()))
+        Some((connected, failures.chain(none).chain(objects).collect()))
     }
 
     fn one(&mut self, kind: Kind, what: What, events: &mut Vec<Event>) {
@@ -86,7 +100,10 @@ impl Gatherer {
                 self.news |= state.say(&key, problems);
                 match (item, &mut state.listing) {
                     (item, Some(listing)) => drop(listing.insert(key, item)),
-                    (Some(item), None) => self.put(kind, key, item, events),
+                    (Some(item), None) => {
+                        state.settled = true;
+                        self.put(kind, key, item, events);
+                    }
                     (None, None) => self.remove(kind, &key, events),
                 }
             }
@@ -96,7 +113,10 @@ impl Gatherer {
             }
             What::Listed => {
                 let listed = state.listing.take().unwrap_or_default();
-                state.settled = true;
+                // A server makes the first one shortly after its start.
+                let missing = kind == Kind::Cidrs && self.cidrs_required && listed.values().all(Option::is_none);
+                state.settled |= !missing;
+                self.none_yet = missing && !state.settled;
                 state.problems.retain(|key, _| listed.contains_key(key));
                 self.news = true;
                 let stays = |key: &ObjectName| listed.get(key).is_some_and(Option::is_some);
@@ -119,20 +139,24 @@ impl Gatherer {
                 state.answered = true;
                 state.failure = None;
             }
-            What::Failed { error, refused } => {
-                // An optional kind that the server refuses does not keep the gateway waiting.
-                state.settled |= refused && !kind.required();
+            What::Failed { error, refusal } => {
+                // An optional kind that the server refuses does not keep the gateway waiting. A server that has just started refuses what it
+                // grants a moment later: what cannot be done without is waited for, and told.
+                let waits = kind.required()
+                    || kind == Kind::Cidrs && self.cidrs_required && refusal == Some(Refusal::Forbidden);
+                state.settled |= refusal.is_some() && !waits;
                 state.answered = false;
                 let plural = kind.plural();
-                let mend = match (refused, kind) {
-                    (false, _) => "it is tried again".to_owned(),
-                    (true, Kind::Cidrs) => {
+                let mend = match (refusal, kind) {
+                    (None, _) => "it is tried again".to_owned(),
+                    (Some(Refusal::Unknown), Kind::Cidrs) => "set serviceCIDRs".to_owned(),
+                    (Some(_), Kind::Cidrs) => {
                         format!("allow list and watch of {plural} in its ClusterRole, or set serviceCIDRs")
                     }
-                    (true, Kind::Pods) => format!(
+                    (Some(_), Kind::Pods) => format!(
                         "allow list and watch of {plural} as in deploy/rbac-pods.yaml, or set dns.pods to another value than verified"
                     ),
-                    (true, _) => format!("allow list and watch of {plural} in its ClusterRole"),
+                    (Some(_), _) => format!("allow list and watch of {plural} in its ClusterRole"),
                 };
                 state.failure = Some(format!("{plural}: {error}; {mend}"));
                 self.news = true;
@@ -149,6 +173,8 @@ impl Gatherer {
             Item::Node(node) => Event::Node(node),
             Item::Pod(pod) => Event::Pod(pod),
             Item::Cidrs(cidrs) => {
+                self.none_yet = false;
+                self.news = true;
                 self.cidrs.insert(key, cidrs);
                 self.service_cidrs()
             }

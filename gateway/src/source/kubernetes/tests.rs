@@ -1,13 +1,14 @@
 //! Message by message: what becomes an event, and when.
 
 use super::{
-    super::Extra,
+    super::{Extra, ServiceCidrs},
     gather::Gatherer,
-    watch::{Item, Kind, Message, What},
+    watch::{Item, Kind, Message, Refusal, What},
 };
 use crate::model::{Event, ObjectName, Service, ServiceKind};
 
-const EXTRA: Extra = Extra { service_cidrs: true, pods: false };
+const EXTRA: Extra = Extra { service_cidrs: ServiceCidrs::Wanted, pods: false };
+const REQUIRED: Extra = Extra { service_cidrs: ServiceCidrs::Required, pods: false };
 
 fn key(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
@@ -72,8 +73,47 @@ fn changes_while_other_kinds_are_still_listed_are_in_the_snapshot() {
     for kind in [Kind::Slices, Kind::Namespaces, Kind::Nodes] {
         assert_eq!(tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]), Vec::<String>::new());
     }
-    let refused = What::Failed { error: "403".into(), refused: true };
-    assert_eq!(tell(&mut gatherer, Kind::Cidrs, vec![refused]), ["snapshot b c"]);
+    assert_eq!(tell(&mut gatherer, Kind::Cidrs, vec![failed("403", Some(Refusal::Forbidden))]), ["snapshot b c"]);
+}
+
+fn failed(error: &str, refusal: Option<Refusal>) -> What {
+    What::Failed { error: error.to_owned(), refusal }
+}
+
+fn cidrs(name: &str) -> What {
+    let cidrs = vec!["10.1.0.0/16".parse().expect("a prefix")];
+    What::Object { key: ObjectName::new("", name), item: Some(Item::Cidrs(cidrs)), problems: vec![] }
+}
+
+/// A server that has just started refuses what it grants a moment later, and has no service CIDRs yet.
+#[test]
+fn required_service_cidrs_are_waited_for_and_told() {
+    let mut gatherer = Gatherer::new(REQUIRED);
+    for kind in Kind::wanted(REQUIRED).filter(|kind| *kind != Kind::Cidrs) {
+        assert_eq!(tell(&mut gatherer, kind, vec![failed("403", Some(Refusal::Forbidden))]), Vec::<String>::new());
+        assert_eq!(tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]), Vec::<String>::new());
+        tell(&mut gatherer, kind, vec![What::Answered]);
+    }
+    let mut told = |whats| {
+        let events = tell(&mut gatherer, Kind::Cidrs, whats);
+        (events, gatherer.news().map(|(_, problems)| problems).unwrap_or_default())
+    };
+    let (events, problems) = told(vec![failed("403", Some(Refusal::Forbidden))]);
+    assert_eq!((events.len(), problems.len()), (0, 1), "{problems:?}");
+    assert!(problems[0].starts_with("servicecidrs: 403; allow list and watch of servicecidrs"), "{problems:?}");
+    let (events, problems) = told(vec![What::Answered, What::ListBegins, What::Listed, What::Answered]);
+    assert_eq!((events.len(), problems.len()), (0, 1), "{problems:?}");
+    assert!(problems[0].contains("none yet"), "{problems:?}");
+    assert_eq!(told(vec![cidrs("kubernetes")]), (vec!["snapshot ".to_owned()], vec![]));
+}
+
+#[test]
+fn a_server_without_service_cidrs_is_not_waited_for() {
+    let mut gatherer = Gatherer::new(REQUIRED);
+    for kind in Kind::wanted(REQUIRED).filter(|kind| *kind != Kind::Cidrs) {
+        tell(&mut gatherer, kind, vec![What::ListBegins, What::Listed]);
+    }
+    assert_eq!(tell(&mut gatherer, Kind::Cidrs, vec![failed("404", Some(Refusal::Unknown))]), ["snapshot "]);
 }
 
 #[test]
@@ -87,8 +127,8 @@ fn a_new_list_tells_what_is_gone_first_and_only_when_it_is_complete() {
 #[test]
 fn a_list_that_is_broken_off_is_forgotten() {
     let mut gatherer = synced(&["a", "b"]);
-    let failed = What::Failed { error: "reset".into(), refused: false };
-    assert_eq!(tell(&mut gatherer, Kind::Services, vec![What::ListBegins, object("x"), failed]), Vec::<String>::new());
+    let broken = vec![What::ListBegins, object("x"), failed("reset", None)];
+    assert_eq!(tell(&mut gatherer, Kind::Services, broken), Vec::<String>::new());
     let again = vec![What::ListBegins, object("a"), object("b"), What::Listed];
     assert_eq!(tell(&mut gatherer, Kind::Services, again), ["+a", "+b"]);
 }
@@ -113,7 +153,7 @@ fn connected_is_what_services_and_slices_say() {
     };
     assert_eq!(answered(&mut gatherer, Kind::Services), Some(false));
     assert_eq!(answered(&mut gatherer, Kind::Slices), Some(true));
-    let failed = || vec![What::Failed { error: "refused".into(), refused: false }];
+    let failed = || vec![failed("refused", None)];
     tell(&mut gatherer, Kind::Nodes, failed());
     assert_eq!(gatherer.news(), Some((true, vec!["nodes: refused; it is tried again".to_owned()])));
     tell(&mut gatherer, Kind::Slices, failed());

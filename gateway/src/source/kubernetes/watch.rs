@@ -1,6 +1,6 @@
 //! A watcher for each kind: Kubernetes objects in, messages in the model's terms out.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{error::Error, fmt, mem, time::Duration};
 
 use futures::StreamExt as _;
 use ipnet::IpNet;
@@ -11,22 +11,20 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
-    },
+    runtime::watcher::{self, InitialListStrategy, watcher},
 };
+use rand::Rng as _;
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::super::{Extra, convert};
+use super::super::{Extra, ServiceCidrs, convert};
 use crate::model::{self, ObjectName};
 
 /// How long one watch request lasts, before it is asked for anew from where it was. Short, because it is also how long
 /// a server that vanished without a word goes unnoticed; cheap, because nothing is listed.
 pub(super) const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Before listing anew after the server has forgotten the version asked for.
-const RELIST_PAUSE: Duration = Duration::from_millis(500);
+/// Between tries, doubled with each failure. The longest is how late a server that is back is noticed.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 
 /// A kind that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,7 +44,7 @@ impl Kind {
     /// Those that the config needs.
     pub(super) fn wanted(extra: Extra) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |kind| match kind {
-            Self::Cidrs => extra.service_cidrs,
+            Self::Cidrs => extra.service_cidrs != ServiceCidrs::Given,
             Self::Pods => extra.pods,
             _ => true,
         })
@@ -114,8 +112,17 @@ pub(super) enum What {
     Listed,
     /// The server answers.
     Answered,
-    /// It does not, or not what was asked. `refused`: by its rules, so that waiting for it is no use.
-    Failed { error: String, refused: bool },
+    /// It does not, or not what was asked. It is asked again, whatever it said.
+    Failed { error: String, refusal: Option<Refusal> },
+}
+
+/// An answer that says no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The identity may not. A server that has just started says so, too, until it has read its rules.
+    Forbidden,
+    /// There is no such kind.
+    Unknown,
 }
 
 /// Starts every watcher; those for pods and service CIDRs when they are asked for.
@@ -128,7 +135,7 @@ pub(super) fn all(client: &Client, extra: Extra, messages: &mpsc::UnboundedSende
     if extra.pods {
         start.watch::<Pod>(Kind::Pods, |o, p| convert::pod(o, p).map(Item::Pod));
     }
-    if extra.service_cidrs {
+    if extra.service_cidrs != ServiceCidrs::Given {
         start.watch::<ServiceCIDR>(Kind::Cidrs, |o, p| Some(Item::Cidrs(convert::service_cidr(o, p))));
     }
 }
@@ -156,7 +163,8 @@ async fn watch<K>(
 ) where
     K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut config = watcher::Config::default().timeout(WATCH_TIMEOUT.as_secs() as u32);
+    // A list that is streamed needs no more memory than one object at either end; pages are for servers that have no such lists.
+    let mut config = watcher::Config::default().timeout(WATCH_TIMEOUT.as_secs() as u32).streaming_lists();
     if kind == Kind::Pods {
         // Pods that have ended keep their objects for long, and no address.
         config = config.fields("status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown");
@@ -167,31 +175,96 @@ async fn watch<K>(
         let item = convert(object, &mut problems);
         What::Object { key, item, problems }
     };
+    let mut pause = Pause::default();
+    // A list has begun and is not complete.
+    let mut listing = false;
     loop {
-        let mut stream = watcher(api.clone(), config.clone()).default_backoff().boxed();
+        let mut stream = watcher(api.clone(), config.clone()).boxed();
         while let Some(told) = stream.next().await {
+            let streamed = config.initial_list_strategy == InitialListStrategy::StreamingList;
+            let mut again = false;
             let what = match told {
-                Ok(watcher::Event::Init) => What::ListBegins,
-                Ok(watcher::Event::InitApply(o) | watcher::Event::Apply(o)) => object(o),
-                Ok(watcher::Event::InitDone) => What::Listed,
-                Ok(watcher::Event::Delete(o)) => What::Gone(key(&o)),
-                Err(error) => match status_code(&error) {
-                    // As an event in the stream, the watcher itself lists anew. As the answer to the request, it would ask for
-                    // the same version for ever: it must be begun again.
-                    Some(410) if matches!(error, watcher::Error::WatchError(_)) => continue,
-                    Some(410) => break,
-                    Some(404) => What::Failed {
-                        error: "this API server has none; Kubernetes 1.33 or later is needed".to_owned(),
-                        refused: true,
-                    },
-                    code => What::Failed { error: chain(&error), refused: matches!(code, Some(401 | 403)) },
-                },
+                Ok(watcher::Event::Init) => {
+                    if mem::replace(&mut listing, true) && streamed {
+                        // It ended before its end: a server that does not know streamed lists never says that one is complete.
+                        config.initial_list_strategy = InitialListStrategy::ListWatch;
+                        again = true;
+                    }
+                    What::ListBegins
+                }
+                Ok(watcher::Event::InitApply(o)) => object(o),
+                Ok(watcher::Event::Apply(o)) => {
+                    pause = Pause::default();
+                    object(o)
+                }
+                Ok(watcher::Event::InitDone) => {
+                    (listing, pause) = (false, Pause::default());
+                    What::Listed
+                }
+                Ok(watcher::Event::Delete(o)) => {
+                    pause = Pause::default();
+                    What::Gone(key(&o))
+                }
+                Err(error) => {
+                    listing = false;
+                    let code = status_code(&error);
+                    match code {
+                        // As an event in the stream, the watcher itself lists anew. As the answer to the request, it would ask for
+                        // the same version for ever: it must be begun again.
+                        Some(410) => again = !matches!(error, watcher::Error::WatchError(_)),
+                        Some(400 | 422) if streamed && matches!(error, watcher::Error::WatchStartFailed(_)) => {
+                            config.initial_list_strategy = InitialListStrategy::ListWatch;
+                            again = true;
+                        }
+                        _ => {
+                            let (error, refusal) = match code {
+                                Some(404) => (NONE.to_owned(), Some(Refusal::Unknown)),
+                                Some(401 | 403) => (chain(&error), Some(Refusal::Forbidden)),
+                                _ => (chain(&error), None),
+                            };
+                            let what = What::Failed { error, refusal };
+                            if messages.send(Message { kind, what }).is_err() {
+                                return;
+                            }
+                        }
+                    }
+                    pause.wait().await;
+                    if again {
+                        break;
+                    }
+                    continue;
+                }
             };
             if messages.send(Message { kind, what }).is_err() {
                 return;
             }
+            if again {
+                pause.wait().await;
+                break;
+            }
         }
-        tokio::time::sleep(RELIST_PAUSE).await;
+        listing = false;
+    }
+}
+
+/// What a server says that does not have the kind.
+const NONE: &str = "this API server has none; Kubernetes 1.33 or later is needed";
+
+/// How long to wait before the next try: twice as long with each, and a random part of it, so that not all gateways come at once.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(PAUSE.0)
+    }
+}
+
+impl Pause {
+    async fn wait(&mut self) {
+        let most = self.0;
+        self.0 = PAUSE.1.min(most * 2);
+        let pause = most.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::time::sleep(pause).await;
     }
 }
 
