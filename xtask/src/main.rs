@@ -109,6 +109,10 @@ fn work(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => {
             toolchain::ensure_build()?;
             toolchain::ensure_lab_tools()?;
+            if let Err(error) = toolchain::ensure_polardns() {
+                // The test that needs it says that it is skipped.
+                eprintln!("no hostile DNS server for the tests: {error:#}");
+            }
             suite::run(filter.as_deref())
         }
         Verb::Build => {

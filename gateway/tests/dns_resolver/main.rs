@@ -7,6 +7,8 @@ mod fake;
 mod forward;
 mod hostile;
 mod limit;
+mod line;
+mod polar;
 mod policy;
 mod programs;
 mod properties;
