@@ -44,6 +44,8 @@ pub mod capacity {
     pub const CLIENT_HOPS: u32 = 1 << 16;
     /// `FLOWS4/6`: records; two a flow. The config's `datapath.flows` counts flows.
     pub const FLOWS: u32 = 2 * 262_144;
+    /// `TWINS4/6`: places, a power of two.
+    pub const TWINS: u32 = 1 << 18;
     /// `VIEWS4/6`, `CLAIMS4/6`: prefixes.
     pub const PREFIXES: u32 = 1 << 12;
     /// `ANSWERS`.

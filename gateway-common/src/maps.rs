@@ -14,6 +14,7 @@
 //! | `NEXTHOPS` | array | next-hop index → [`NextHop`]; index 0 means "not known: look it up" |
 //! | `CLIENT_HOPS4`, `CLIENT_HOPS6` | LRU hash | client address → next-hop index (`u32`) |
 //! | `FLOWS4`, `FLOWS6` | hash | [`FlowKey`] as the packet arrives → [`Flow`] |
+//! | `TWINS4`, `TWINS6` | array | hash of a [`FlowKey`] → [`FlowKey`] of the other direction's record: a hint |
 //! | `VLANS` | hash | [`VlanKey`] → [`Vlan`]: tagged frames that XDP on the lowest device takes for a VLAN device's |
 //! | `AFFINITY` | LRU hash | [`AffinityKey`] → [`Affinity`] |
 //! | `FRAGMENTS` | LRU hash | [`FragmentKey`] → [`Fragments`]: datagrams whose first fragment went through |

@@ -31,6 +31,15 @@ static CLIENT_HOPS4: LruHashMap<[u8; 4], u32> = LruHashMap::with_max_entries(cap
 #[map]
 static CLIENT_HOPS6: LruHashMap<[u8; 16], u32> = LruHashMap::with_max_entries(capacity::CLIENT_HOPS, 0);
 
+/// Where the other half of a record is, by the hash of the record's key: looked at when the record is not there. What stands there is a
+/// hint, checked against the half that it leads to; flows that share a place take turns in it.
+#[map]
+static TWINS4: Array<FlowKey<[u8; 4]>> = Array::with_max_entries(capacity::TWINS, 0);
+#[map]
+static TWINS6: Array<FlowKey<[u8; 16]>> = Array::with_max_entries(capacity::TWINS, 0);
+
+const _: () = assert!(capacity::TWINS.is_power_of_two());
+
 #[map]
 static DRAFT4: PerCpuArray<Draft<[u8; 4]>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
@@ -68,6 +77,8 @@ pub trait Table: Family {
     fn flows() -> &'static HashMap<FlowKey<Self::Addr>, Flow<Self::Addr>>;
     /// Next hops towards its clients.
     fn client_hops() -> &'static LruHashMap<Self::Addr, u32>;
+    /// Where the halves of flows are.
+    fn twins() -> &'static Array<FlowKey<Self::Addr>>;
     /// Its scratch.
     fn drafts() -> &'static PerCpuArray<Draft<Self::Addr>>;
     /// [`attempt`] as a function of its own.
@@ -105,6 +116,10 @@ impl Table for V4 {
         &CLIENT_HOPS4
     }
     #[inline(always)]
+    fn twins() -> &'static Array<FlowKey<[u8; 4]>> {
+        &TWINS4
+    }
+    #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<[u8; 4]>> {
         &DRAFT4
     }
@@ -122,6 +137,10 @@ impl Table for V6 {
     #[inline(always)]
     fn client_hops() -> &'static LruHashMap<[u8; 16], u32> {
         &CLIENT_HOPS6
+    }
+    #[inline(always)]
+    fn twins() -> &'static Array<FlowKey<[u8; 16]>> {
+        &TWINS6
     }
     #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<[u8; 16]>> {
@@ -260,6 +279,7 @@ fn look_after<N: Net>(key: &FlowKey<N::Addr>, flow: &mut Flow<N::Addr>) {
     }
     let Some(draft) = draft::<N>() else { return };
     set_twin_key(&mut draft.back, flow, key.proto);
+    remember::<N>(hash::source_port(&draft.back), key);
     let twin = &mut draft.reverse;
     translate::set_twin::<N>(twin, key, flow);
     if let Some(there) = get::<N>(&draft.back) {
@@ -275,6 +295,55 @@ fn look_after<N: Net>(key: &FlowKey<N::Addr>, flow: &mut Flow<N::Addr>) {
     if N::flows().insert(&draft.back, &*twin, u64::from(BPF_NOEXIST)).is_ok() {
         count(Reason::FlowRebuilt);
     }
+}
+
+/// Notes `key` as the other half of the record whose key has that hash.
+#[inline(always)]
+fn remember<N: Net>(hash: u32, key: &FlowKey<N::Addr>) {
+    if let Some(place) = N::twins().get_ptr_mut(hash & (capacity::TWINS - 1)) {
+        // SAFETY: elements of an array map live as long as the program; a key that another CPU writes at the same time is a wrong
+        // hint, which is found out.
+        unsafe { *place = *key };
+    }
+}
+
+/// A packet without a record may be a reply: it goes to where replies go.
+#[inline(always)]
+pub fn may_be_reply<N: Net>(config: &Config, packet: &Packet<N::Addr>) -> bool {
+    let offset = u16::from_be_bytes(packet.key.dport).wrapping_sub(config.snat_port);
+    config.flags & config::ROUTED != 0 || offset < config.snat_ports
+}
+
+/// Rebuilds the record of a packet from that of the other direction; false: there is none, or its endpoint is gone.
+#[inline(never)]
+pub fn restore<N: Net>(packet: &Packet<N::Addr>) -> bool {
+    let key = &packet.key;
+    let Some(place) = N::twins().get_ptr(hash::source_port(key) & (capacity::TWINS - 1)) else { return false };
+    let Some(draft) = draft::<N>() else { return false };
+    // SAFETY: as in `remember`.
+    draft.back = unsafe { *place };
+    if draft.back.proto != key.proto {
+        return false;
+    }
+    let Some(other) = get::<N>(&draft.back) else { return false };
+    // Field by field: the verifier sees through a comparison of the whole key badly.
+    let ours = other.new_dst == key.src
+        && other.new_src == key.dst
+        && other.new_dport == key.sport
+        && other.new_sport == key.dport;
+    if !ours || endpoint(other.endpoint).is_none_or(|endpoint| endpoint.generation != other.generation) {
+        return false;
+    }
+    let record = &mut draft.reverse;
+    translate::set_twin::<N>(record, &draft.back, other);
+    if record.flags & flow::REVERSE != 0 {
+        record.nexthop = client_hop::<N>(&record.new_dst);
+    }
+    let rebuilt = N::flows().insert(key, &*record, u64::from(BPF_NOEXIST)).is_ok();
+    if rebuilt {
+        count(Reason::FlowRebuilt);
+    }
+    rebuilt
 }
 
 /// The next hop towards a client, 0 while unknown.
@@ -384,6 +453,8 @@ fn attempt<N: Net>(number: u32) -> u32 {
         return FULL;
     }
     count(Reason::FlowCreated);
+    remember::<N>(draft.hash, back);
+    remember::<N>(hash::source_port(back), key);
     let own = N::address(config);
     if draft.flags & flow::LOCAL != 0 && key.proto == UDP && *own != to.dst && *own != N::ZERO {
         answers_from_own::<N>(own);

@@ -64,6 +64,8 @@ pub enum Verdict {
     Twice4,
     /// As above.
     Twice6,
+    /// Not decided: [`lost`] is next.
+    Lost,
 }
 
 impl Verdict {
@@ -91,6 +93,7 @@ impl Verdict {
             13 => Self::Tagged6,
             14 => Self::Twice4,
             15 => Self::Twice6,
+            16 => Self::Lost,
             _ => Self::Pass,
         }
     }
@@ -190,6 +193,10 @@ fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: V
         verdict = frame.relay::<N>(l3, role);
     }
     verdict = carried::<F, N>(frame, role, l3, verdict);
+    if verdict == Verdict::Lost {
+        verdict = frame.lost::<N>(l3, role);
+        verdict = carried::<F, N>(frame, role, l3, verdict);
+    }
     if verdict == Verdict::Begin {
         verdict = frame.begin::<N>(l3);
         if matches!(verdict, Verdict::Attempt | Verdict::AttemptCut) {
@@ -205,6 +212,8 @@ fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: V
         Verdict::Reject => frame.reject::<N>(l3),
         // Begun and lost again: another CPU or the agent removed it. The sender will try again.
         Verdict::Begin => discard(Reason::HelperFailed),
+        Verdict::Lost if role == Role::Uplink => discard(Reason::HelperFailed),
+        Verdict::Lost => Verdict::Pass,
         verdict => verdict,
     }
 }
@@ -267,7 +276,11 @@ pub fn hot<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize) -> Verdict {
                 return verdict;
             }
         }
-        Found::Miss if role != Role::Uplink => return ours_not(role, Reason::NotOurs),
+        // What may be a reply whose record is lost is looked into; everything else passes at once.
+        Found::Miss if role == Role::Cluster && !flows::may_be_reply::<N>(config, &packet) => {
+            return ours_not(role, Reason::NotOurs);
+        }
+        Found::Miss => return Verdict::Lost,
         _ => {}
     }
     Verdict::Slow
@@ -296,13 +309,41 @@ fn carry<F: Stages, N: Net>(
         Found::Flow(flow, hop) => send::carefully::<F, N>(frame, config, role, packet, (flow, hop), cut),
         Found::Gone if packet.later => discard(Reason::Fragment),
         Found::Gone => reject::gone::<F, N>(frame, config, packet),
-        Found::Miss | Found::Moved if role != Role::Uplink => ours_not(role, Reason::NotOurs),
-        Found::Miss | Found::Moved if packet.later => odd::<N>(config, &packet.whole(), Reason::Fragment),
-        Found::Miss => Verdict::Begin,
+        Found::Miss => Verdict::Lost,
+        Found::Moved if role != Role::Uplink => ours_not(role, Reason::NotOurs),
+        Found::Moved if packet.later => odd::<N>(config, &packet.whole(), Reason::Fragment),
         Found::Moved => {
             count(Reason::FlowMoved);
             Verdict::Begin
         }
+    }
+}
+
+/// A packet without a record: the other direction's may still be there, and then this one is rebuilt and the packet goes on. Else a
+/// client's begins a flow, and others are not the gateway's.
+#[inline(always)]
+pub fn lost<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize) -> Verdict {
+    let Some(config) = config() else { return Verdict::Pass };
+    let (parsed, next) = match N::parse(frame, l3, frame.is_gso()) {
+        Parsed::Fragment(fragment) if fragment.offset == 0 => (parse::first(frame, &fragment), Verdict::Cut),
+        Parsed::Fragment(fragment) => match fragments::packet::<N>(config, &fragment) {
+            Some(packet) => (Parsed::Packet(packet), Verdict::Cut),
+            None => return ours_not(role, Reason::NotOurs),
+        },
+        parsed => (parsed, Verdict::Slow),
+    };
+    let Parsed::Packet(packet) = parsed else { return Verdict::Pass };
+    // A client's first segment may meet what is left of an earlier conversation; it never goes on with one.
+    let opens = role == Role::Uplink && packet.key.proto == TCP && packet.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    // The node's own packets are many, and replies of its sockets to clients few.
+    let foreign = role == Role::Egress && services::view::<N>(&packet.key.dst).is_none();
+    if !opens && !foreign && flows::restore::<N>(&packet) {
+        return next;
+    }
+    match role {
+        Role::Uplink if packet.later => odd::<N>(config, &packet.whole(), Reason::Fragment),
+        Role::Uplink => Verdict::Begin,
+        _ => ours_not(role, Reason::NotOurs),
     }
 }
 

@@ -35,6 +35,8 @@ pub trait Stages: Frame {
     fn other<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
     /// A fragment of a TCP segment or UDP datagram.
     fn cut<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
+    /// A packet without a record.
+    fn lost<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
     /// A client's packet to port 53.
     fn question<N: Net>(&mut self, l3: usize) -> Verdict;
     /// A packet that begins a flow.
@@ -67,7 +69,7 @@ fn l3(offset: u32) -> Option<usize> {
 macro_rules! stages {
     ($tier:ident, $ctx:ty, $plain:ident,
      $known4:ident, $known6:ident, $tagged:ident, $slow4:ident, $slow6:ident, $other4:ident, $other6:ident,
-     $cut4:ident, $cut6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $clamp:ident, $leave:ident) => {
+     $cut4:ident, $cut6:ident, $lost4:ident, $lost6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $clamp:ident, $leave:ident) => {
         stages!(@way $tier, $ctx, $known4, V4, path::hot);
         stages!(@way $tier, $ctx, $known6, V6, path::hot);
         stages!(@way $tier, $ctx, $slow4, V4, path::slow);
@@ -76,6 +78,8 @@ macro_rules! stages {
         stages!(@way $tier, $ctx, $other6, V6, path::other);
         stages!(@way $tier, $ctx, $cut4, V4, path::cut);
         stages!(@way $tier, $ctx, $cut6, V6, path::cut);
+        stages!(@way $tier, $ctx, $lost4, V4, path::lost);
+        stages!(@way $tier, $ctx, $lost6, V6, path::lost);
         stages!(@alone $tier, $ctx, $question4, V4, path::question);
         stages!(@alone $tier, $ctx, $question6, V6, path::question);
         stages!(@alone $tier, $ctx, $begin4, V4, path::begin);
@@ -146,6 +150,11 @@ macro_rules! stages {
                 Verdict::from_code(if N::VERSION == 4 { $cut4(ctx, l3, role) } else { $cut6(ctx, l3, role) })
             }
             #[inline(always)]
+            fn lost<N: Net>(&mut self, l3: usize, role: Role) -> Verdict {
+                let (ctx, l3, role) = (self.context().cast(), l3 as u32, role as u32);
+                Verdict::from_code(if N::VERSION == 4 { $lost4(ctx, l3, role) } else { $lost6(ctx, l3, role) })
+            }
+            #[inline(always)]
             fn question<N: Net>(&mut self, l3: usize) -> Verdict {
                 let (ctx, l3) = (self.context().cast(), l3 as u32);
                 Verdict::from_code(if N::VERSION == 4 { $question4(ctx, l3) } else { $question6(ctx, l3) })
@@ -212,6 +221,8 @@ stages!(
     gateway_xdp_other6,
     gateway_xdp_cut4,
     gateway_xdp_cut6,
+    gateway_xdp_lost4,
+    gateway_xdp_lost6,
     gateway_xdp_begin4,
     gateway_xdp_begin6,
     gateway_xdp_question4,
@@ -236,6 +247,8 @@ stages!(
     gateway_tc_other6,
     gateway_tc_cut4,
     gateway_tc_cut6,
+    gateway_tc_lost4,
+    gateway_tc_lost6,
     gateway_tc_begin4,
     gateway_tc_begin6,
     gateway_tc_question4,

@@ -8,9 +8,10 @@ use std::{
 
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
+    bpffs::{Bpffs, PinnedMap},
     clients::{Http, udp, who},
     testing,
-    topology::Offloads,
+    topology::{Offloads, both},
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
@@ -18,7 +19,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
 fn lab() -> Lab {
     let topology = Topology { offloads: Offloads::Wire, ..Topology::with_pods(&[Node::Worker1]) };
     let lab = Lab::build(topology).expect("the lab");
-    lab.manifests.put(&Service::of_pods("shop", "web", VIP, &lab.topology.pods)).expect("a manifest");
+    lab.manifests.put(&Service::of_pods("shop", "web", VIP, &lab.topology.pods).dual_stack()).expect("a manifest");
     lab
 }
 
@@ -103,4 +104,69 @@ fn source_ports_that_run_out_refuse_new_flows_and_break_no_old_ones() {
         assert!(counters.get("snat_exhausted") >= PORTS as u64, "{mode}: {counters:?}");
         gateway.stop().expect("a clean end");
     }
+}
+
+/// A connection is used while one record after the other is removed: each is rebuilt by the first packet that misses it.
+fn either_half_may_be_lost(mode: &str) {
+    let Some(_turn) = testing::turn(&[]) else { return };
+    let lab = lab();
+    let bpffs = Bpffs::mount();
+    let gateway = lab.gateway(&bpffs.config(mode)).expect("the gateway");
+    let mut removed = 0;
+    for (family, name) in ["FLOWS4", "FLOWS6"].into_iter().enumerate() {
+        let flows = PinnedMap::open(&bpffs.find(name).expect("it is pinned")).expect(name);
+        let vip = both(VIP)[family];
+        lab.client().enter(|| {
+            let mut http = Http::connect((vip, 80).into()).expect("connect");
+            http.get("/").expect("HTTP");
+            let socket = udp((vip, 7).into(), Duration::from_secs(10)).expect("a socket");
+            let before = who(&socket).expect("an answer");
+            for round in 0..2 {
+                let keys = flows.keys().expect("keys");
+                assert_eq!(keys.len(), 4, "{mode}, {vip}: two flows have two records each");
+                for key in keys {
+                    flows.remove(&key).expect("a record");
+                    http.get("/").unwrap_or_else(|error| panic!("{mode}, {vip}, round {round}: {error:#}"));
+                    let after = who(&socket).unwrap_or_else(|error| panic!("{mode}, {vip}, round {round}: {error:#}"));
+                    assert_eq!(after, before, "{mode}, {vip}, round {round}");
+                    removed += 1;
+                }
+            }
+            // Half of the records go while a download is on its way, one after the other.
+            let keys = flows.keys().expect("keys");
+            let done = std::sync::atomic::AtomicBool::new(false);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    for key in keys.iter().cycle() {
+                        if done.load(std::sync::atomic::Ordering::Relaxed) {
+                            break;
+                        }
+                        // Gone already when its flow has been silent since.
+                        let _ = flows.remove(key);
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                });
+                let downloaded = http.download(20_000_000);
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                downloaded.unwrap_or_else(|error| panic!("{mode}, {vip}: a download: {error:#}"));
+            });
+        });
+    }
+    let rebuilt = gateway.counters().expect("counters").get("flow_rebuilt");
+    assert!(rebuilt >= removed, "{mode}: {rebuilt} records rebuilt, {removed} removed");
+    gateway.end().expect("a clean end");
+    let file = lab.dir().join("gateway.yaml");
+    let args = ["detach", "--config", file.to_str().expect("UTF-8")];
+    let binary = gateway_lab::agent::binary().expect("the agent's binary");
+    lab.node(Node::Gateway).run(&binary.to_string_lossy(), &args).expect("detach");
+}
+
+#[test]
+fn either_half_of_a_flows_records_may_be_lost_and_the_connection_does_not_notice_in_native_xdp() {
+    either_half_may_be_lost("native");
+}
+
+#[test]
+fn either_half_of_a_flows_records_may_be_lost_and_the_connection_does_not_notice_in_tc() {
+    either_half_may_be_lost("tc");
 }

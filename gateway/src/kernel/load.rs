@@ -114,6 +114,12 @@ pub(super) fn load(
         .map_max_entries("DNS_LOG", if share == log::NONE { LEAST_RING } else { capacity::DNS_LOG })
         .map_max_entries("FLOWS4", sizes.flows[0])
         .map_max_entries("FLOWS6", sizes.flows[1]);
+    for (name, records) in ["TWINS4", "TWINS6"].into_iter().zip(sizes.flows) {
+        // Programs look for a place among all of them; one that is not there keeps no hint.
+        if records <= NO_CLIENTS {
+            loader.map_max_entries(name, 1);
+        }
+    }
     if let Some(pins) = pins {
         for ((name, path), records) in pins.shared().into_iter().zip(sizes.flows) {
             pins.make_anew(name, records)?;

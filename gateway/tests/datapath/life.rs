@@ -186,6 +186,71 @@ fn either_record_is_rebuilt_from_the_other_within_a_second() {
 }
 
 #[test]
+fn a_packet_whose_record_is_lost_rebuilds_it_from_the_other_half_and_goes_on() {
+    both(|world| {
+        for routed in [false, true] {
+            let mut config = World::config();
+            config.flags = if routed { config::ROUTED } else { 0 };
+            world.set_config(config);
+            let frame = tcp(web(20 + u16::from(routed), port::HTTP), ACK, b"x");
+            let seen = send(world, &frame);
+            let reply = tcp(answer_to(&seen), ACK, b"y");
+            let was = world.cluster(&reply);
+            let (reverse, before) = *records(world, flow::REVERSE).last().expect("a record");
+            world.remove_flow(&reverse);
+            let outcome = world.cluster(&reply);
+            assert_eq!(outcome.counted, [("flow_rebuilt", 1), ("replied", 1)].into(), "{:?}", world.tier);
+            assert_eq!(outcome.frame, was.frame);
+            let after = world.flow(&reverse).expect("the reverse record");
+            assert_eq!((after.nexthop, after.endpoint, after.flags), (before.nexthop, before.endpoint, before.flags));
+
+            // The Service has other endpoints meanwhile: a flow that began now would go there.
+            let (forward, _) = *records(world, flow::FORWARD).last().expect("a record");
+            world.remove_flow(&forward);
+            world.service(WEB, port::HTTP, 6, &[(ep::STICKY, POD2, 8080, hop::POD2, 0)]);
+            let outcome = world.uplink(&frame);
+            assert_eq!(outcome.counted, [("flow_rebuilt", 1), ("forwarded", 1)].into(), "{:?}", world.tier);
+            let again = look(&outcome.frame).expect("a good frame");
+            assert_eq!((again.dst, again.sport), (seen.dst, seen.sport));
+            world.reset();
+            world.set_client_hop(CLIENT, hop::CLIENT);
+        }
+        // The node's own conversation with the endpoint, and one of a pod behind the node's address.
+        let frame = udp(web(22, port::ECHO_UDP), b"x");
+        let seen = send(world, &frame);
+        for sport in [40_000, seen.sport ^ 1] {
+            let own = udp(Ends::new(POD, 7007, OWN, sport), b"y");
+            let outcome = world.cluster(&own);
+            assert_eq!((outcome.action, outcome.frame), (Action::Pass, own), "{sport}");
+            assert_eq!(outcome.counted, [("not_ours", 1)].into());
+        }
+        // An endpoint that is gone has no flow to be rebuilt.
+        let (reverse, _) = records(world, flow::REVERSE)[0];
+        world.remove_flow(&reverse);
+        let endpoint = world.endpoint(ep::ECHO);
+        world
+            .set_endpoint(ep::ECHO, gateway_common::maps::Endpoint { generation: endpoint.generation + 1, ..endpoint });
+        let reply = udp(answer_to(&seen), b"y");
+        let outcome = world.cluster(&reply);
+        assert_eq!((outcome.action, outcome.frame, outcome.counted), (Action::Pass, reply, [("not_ours", 1)].into()));
+    });
+}
+
+#[test]
+fn a_local_endpoints_answer_rebuilds_its_record_where_it_leaves() {
+    both(|world| {
+        let frame = tcp(web(23, port::LOCAL), ACK, b"x");
+        assert_eq!(world.uplink(&frame).action, Action::Pass);
+        let (reverse, _) = records(world, flow::REVERSE)[0];
+        world.remove_flow(&reverse);
+        let outcome = world.run("tc_egress", &tcp(Ends::new(OWN, 6443, CLIENT, 23), ACK, b"y"));
+        assert_eq!((outcome.action, outcome.counted), (Action::Pass, [("flow_rebuilt", 1), ("replied", 1)].into()));
+        let new = look(&outcome.frame).expect("a good frame");
+        assert_eq!((new.src, new.sport, new.dport), (WEB, port::LOCAL, 23));
+    });
+}
+
+#[test]
 fn a_flow_whose_port_was_taken_meanwhile_begins_anew() {
     both(|world| {
         let frame = tcp(web(15, port::HTTP), ACK, b"x");
