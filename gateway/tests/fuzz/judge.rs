@@ -8,6 +8,7 @@ use gateway_common::{
 
 use crate::{
     oracle::{Facts, Sum, add, fold, word},
+    queries,
     world::{Action, Outcome, Plan},
 };
 
@@ -290,7 +291,7 @@ impl Case<'_> {
         let (a, b) = (self.before, self.after());
         that(new.src(b) == old.dst(a) && new.proto == 17 && old.proto == 17, || "no answer".into())?;
         that(usize::from(word(b, new.l4 + 4)) == new.end - new.l4, || "UDP's length".into())?;
-        crate::queries::answer(&a[old.l4 + 8..old.end], &b[new.l4 + 8..new.end])
+        queries::answer(queries::message(&a[old.l4..old.end]), queries::message(&b[new.l4..new.end]))
     }
 }
 

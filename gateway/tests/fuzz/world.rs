@@ -9,7 +9,11 @@ use aya::{
 use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     Reason,
-    maps::{Config, Endpoint, NextHop, Service, View, Vlan, VlanKey, config, endpoint, nexthop, service, vlan},
+    dns::{
+        build::{Answer, key},
+        hash::Keys,
+    },
+    maps::{Config, Endpoint, NextHop, Service, View, Vlan, VlanKey, Zone, config, endpoint, nexthop, service, vlan},
 };
 
 use crate::bpf::{self, Counters};
@@ -160,6 +164,8 @@ pub struct World {
     before: Vec<u64>,
     after: Vec<u64>,
     generation: u32,
+    /// The next key of `LARGE`.
+    large: u32,
     pub plans: [Plan; 2],
 }
 
@@ -238,6 +244,7 @@ impl World {
             before: vec![0; count],
             after: vec![0; count],
             generation: 1,
+            large: 1,
             plans: [Plan::of(false), Plan::of(true)],
         };
         world.populate();
@@ -369,6 +376,20 @@ impl World {
                 index += 1;
             }
         }
+    }
+
+    /// An answer under the hash of its key, and its body beside it when it is long.
+    pub fn put_answer(&mut self, name: &[u8], qtype: u16, bits: u8, answer: &Answer) {
+        let (Some(key), Some((entry, large))) = (key(name, qtype, bits), answer.to_kernel(self.large)) else { return };
+        if let Some(large) = large {
+            self.put("LARGE", &self.large.to_ne_bytes(), &large);
+            self.large += 1;
+        }
+        self.put("ANSWERS", bytemuck::bytes_of(&Keys::DEFAULT.hash(&key)), &entry.of_key(&key));
+    }
+
+    pub fn put_zone(&mut self, index: u32, zone: &Zone) {
+        self.put("ZONES", &index.to_ne_bytes(), zone);
     }
 
     /// Every endpoint has gone and somebody else has its place: flows have lost theirs.
