@@ -353,6 +353,10 @@ pub struct Fragments {
     pub dport: [u8; 2],
     /// Used entries of `ranges`; [`FRAGMENTS_REFUSED`] once two fragments overlapped: nothing more of it goes through.
     pub count: u32,
+    /// Units of 8 bytes that went through.
+    pub units: u32,
+    /// Units of the whole datagram; 0: its last fragment has not gone through.
+    pub end: u32,
     /// What went through, in units of 8 bytes: first, and one past the last.
     pub ranges: [[u16; 2]; MAX_FRAGMENTS],
 }
@@ -669,7 +673,7 @@ sizes! {
     View = 8, ViewList = 4 + 8 * 12, Claim = 4,
     ServiceKey<[u8; 4]> = 8, ServiceKey<[u8; 16]> = 20,
     Service = 32, Endpoint = 32, NextHop = 44,
-    VlanKey = 8, Vlan = 8, AffinityKey = 20, Affinity = 16, FragmentKey = 40, Fragments = 16 + 4 * MAX_FRAGMENTS,
+    VlanKey = 8, Vlan = 8, AffinityKey = 20, Affinity = 16, FragmentKey = 40, Fragments = 24 + 4 * MAX_FRAGMENTS,
     FlowKey<[u8; 4]> = 16, FlowKey<[u8; 16]> = 40,
     Flow<[u8; 4]> = 80, Flow<[u8; 16]> = 104,
     Bucket = 16,

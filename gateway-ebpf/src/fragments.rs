@@ -38,6 +38,7 @@ struct Work {
     sport: [u8; 2],
     dport: [u8; 2],
     first: u32,
+    last: u32,
 }
 
 /// Notes which part of which datagram the frame is, for what follows; not on the stack, which is small.
@@ -54,6 +55,7 @@ pub fn note<N: Net>(fragment: &Fragment<N::Addr>) -> bool {
     let len = other.total.wrapping_sub((other.l4 - other.l3) as u32);
     work.range = fragments::range(fragment.offset, len);
     work.first = u32::from(fragment.offset == 0);
+    work.last = u32::from(!fragment.more);
     true
 }
 
@@ -113,8 +115,10 @@ pub fn admit<N: Net>(packet: &Packet<N::Addr>) -> Result<(), Reason> {
 pub extern "C" fn gateway_fragment() -> u32 {
     let (Some(config), Some(work)) = (config(), work()) else { return 3 };
     match get(&work.key) {
-        Some(entry) if !fragments::is_over(entry, now(), hz(config)) => {
-            u32::from(fragments::admit(entry, work.range) != Fit::New)
+        Some(entry)
+            if !fragments::is_over(entry, now(), hz(config)) && !(work.first != 0 && fragments::is_complete(entry)) =>
+        {
+            u32::from(fragments::admit(entry, work.range, work.last != 0) != Fit::New)
         }
         // It went away between two looks.
         _ if work.first == 0 => 2,
@@ -126,6 +130,9 @@ pub extern "C" fn gateway_fragment() -> u32 {
             draft.sport = work.sport;
             draft.dport = work.dport;
             draft.count = 1;
+            draft.units = u32::from(work.range[1]);
+            // Alone, as IPv6 has it (RFC 6946).
+            draft.end = if work.last != 0 { draft.units } else { 0 };
             draft.ranges[0] = work.range;
             if FRAGMENTS.insert(&work.key, &*draft, u64::from(BPF_ANY)).is_err() { 3 } else { 0 }
         }
