@@ -76,14 +76,25 @@ pub fn ip(ends: &Ends, proto: u8, look: Look, body: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// In Ethernet, to the gateway, with checksums.
-pub fn frame(packet: &[u8], tags: &[[u8; 2]], unchecked: bool) -> Vec<u8> {
+/// In Ethernet, to the gateway, with tags.
+fn tagged(packet: &[u8], tags: &[[u8; 2]]) -> Vec<u8> {
     let mut frame = [GATEWAY_MAC, PEER_MAC].concat();
     for [high, low] in tags {
         frame.extend([0x81, 0, *high, *low]);
     }
     frame.extend(if packet[0] >> 4 == 4 { [0x08, 0x00] } else { [0x86, 0xdd] });
     frame.extend(packet);
+    frame
+}
+
+/// In Ethernet, as it is.
+pub fn frame_of(packet: &[u8]) -> Vec<u8> {
+    tagged(packet, &[])
+}
+
+/// In Ethernet, to the gateway, with the checksums that it should have.
+pub fn frame(packet: &[u8], tags: &[[u8; 2]], unchecked: bool) -> Vec<u8> {
+    let mut frame = tagged(packet, tags);
     if let Some(facts) = Facts::of(&frame) {
         facts.mend(&mut frame, unchecked);
     }

@@ -15,6 +15,8 @@ mod epoch;
 mod frames;
 mod judge;
 mod mutate;
+mod nat;
+mod nft;
 mod oracle;
 mod queries;
 mod world;

@@ -159,13 +159,18 @@ impl Facts {
         if fold(pseudo + add(&body[..len])) == 0 { Sum::Right } else { Sum::Wrong }
     }
 
-    /// Writes the checksums that the packet should have. UDP without one stays so with `absent`.
-    pub fn mend(&self, frame: &mut [u8], absent: bool) {
+    /// Writes the checksum that IPv4's header should have.
+    pub fn mend_header(&self, frame: &mut [u8]) {
         if self.version == 4 {
             frame[self.l3 + 10..self.l3 + 12].fill(0);
             let sum = !unzero(add(&frame[self.l3..self.l3 + 20]));
             frame[self.l3 + 10..self.l3 + 12].copy_from_slice(&sum.to_be_bytes());
         }
+    }
+
+    /// Writes the checksums that the packet should have. UDP without one stays so with `absent`.
+    pub fn mend(&self, frame: &mut [u8], absent: bool) {
+        self.mend_header(frame);
         let Some(at) = self.check_at().filter(|at| at + 2 <= self.end && self.fragment.is_none()) else { return };
         let mut len = self.end - self.l4;
         if self.proto == 17 {

@@ -16,7 +16,10 @@ use gateway_common::{
     maps::{Config, Endpoint, NextHop, Service, View, Vlan, VlanKey, Zone, config, endpoint, nexthop, service, vlan},
 };
 
-use crate::bpf::{self, Counters};
+use crate::{
+    bpf::{self, Counters},
+    nft::Rule,
+};
 
 pub const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const GATEWAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
@@ -390,6 +393,38 @@ impl World {
 
     pub fn put_zone(&mut self, index: u32, zone: &Zone) {
         self.put("ZONES", &index.to_ne_bytes(), zone);
+    }
+
+    /// The next hop of a client.
+    pub fn client_hop(&mut self, client: &[u8]) {
+        let map = if client.len() == 4 { "CLIENT_HOPS4" } else { "CLIENT_HOPS6" };
+        self.put(map, client, &hop::CLIENT);
+    }
+
+    /// A Service port with one endpoint, behind what [`Self::new`] has: the one of that number.
+    pub fn service(&mut self, number: u32, rule: &Rule, narrow: bool) {
+        let v6 = rule.vip.len() == 16;
+        let (index, slot, id) = (100 + number, 500 + number, 5000 + number);
+        let mut addr = [0; 16];
+        addr[..rule.endpoint.len()].copy_from_slice(&rule.endpoint);
+        let nexthop = match (narrow, v6) {
+            (true, true) => hop::NARROW6,
+            (true, false) => hop::NARROW4,
+            _ => hop::POD,
+        };
+        let value = Endpoint {
+            addr,
+            port: rule.target.to_be_bytes(),
+            flags: if v6 { endpoint::V6 } else { 0 },
+            generation: self.generation,
+            nexthop,
+            service: id,
+        };
+        self.put("ENDPOINTS", &index.to_ne_bytes(), &value);
+        self.put("MAGLEV", &slot.to_ne_bytes(), &index);
+        let key = [&rule.vip[..], &rule.port.to_be_bytes(), &[rule.proto, 0]].concat();
+        let value = Service { views: 3, id, flags: 0, slots: slot, slot_count: 1, affinity: 0, endpoints: 1 };
+        self.put(if v6 { "SERVICES6" } else { "SERVICES4" }, &key, &value);
     }
 
     /// Every endpoint has gone and somebody else has its place: flows have lost theirs.
