@@ -441,7 +441,8 @@ fn icmp<F: Stages, N: Net>(frame: &mut F, config: &Config, role: Role, other: &O
         };
     }
     let Some(icmp) = frame.get::<Icmp>(other.l4) else { return ours_not(role, Reason::Unparsed) };
-    let error = if N::VERSION == 4 { matches!(icmp.kind, 3 | 4 | 5 | 11 | 12) } else { icmp.kind < 128 };
+    // A redirect is about the way of whoever sent the packet, which is the gateway: the client knows none of the routers it names.
+    let error = if N::VERSION == 4 { matches!(icmp.kind, 3 | 4 | 11 | 12) } else { icmp.kind < 128 };
     if error {
         return Verdict::Relay;
     }

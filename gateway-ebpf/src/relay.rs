@@ -7,7 +7,7 @@ use gateway_common::{
     net::{
         checksum::fold,
         family::{Family, V4, V6},
-        headers::{ICMP_LEN, Icmp, Ports, TCP, TCP_LEN},
+        headers::{FRAGMENT_LEN, ICMP_LEN, Icmp, Ports, TCP, TCP_LEN},
         inner::{self, Inner},
         parse::{Other, Parsed},
     },
@@ -64,7 +64,7 @@ impl Memory for V6 {
 #[inline(always)]
 pub fn stage<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize) -> Verdict {
     // The quoted headers: not what was made readable for the packet's own.
-    if !frame.linear(l3 + N::LEN + ICMP_LEN + N::LEN + TCP_LEN) {
+    if !frame.linear(l3 + N::LEN + ICMP_LEN + N::LEN + FRAGMENT_LEN + TCP_LEN) {
         return pass(Reason::Unparsed);
     }
     let Some(scratch) = N::scratch().get_ptr_mut(0) else { return Verdict::Pass };
@@ -98,7 +98,6 @@ fn translate<F: Stages, N: Net>(
     let Scratch { other, quote, key, from } = scratch;
     let end = l3 + other.total as usize;
     let inner = l4 + ICMP_LEN;
-    let inner_l4 = inner + N::LEN;
     *quote = N::quoted(frame, inner, end)?;
     // An error goes to whoever sent the packet it is about.
     if quote.key.src != other.dst {
@@ -124,6 +123,9 @@ fn translate<F: Stages, N: Net>(
     };
     let edit = inner::edit::<N>(quote, flow, (&other.src, &other.dst), (from, to));
     let outer = fold(N::delta(&other.src, from) + N::delta(&other.dst, to));
+    // Read from the scratch it would be a number like any other.
+    let cut = N::VERSION == 6 && quote.l4 != inner + N::LEN;
+    let inner_l4 = inner + N::LEN + if cut { FRAGMENT_LEN } else { 0 };
     let check_at = inner_l4 + if quote.key.proto == TCP { 16 } else { 6 };
     let mut write = || -> Result<(), Reason> {
         let Some(ip) = frame.at::<N::Header>(l3) else { return Err(REFUSED) };

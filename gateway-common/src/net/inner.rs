@@ -7,7 +7,7 @@ use super::{
     Bytes,
     checksum::{delta2, fold, update},
     family::{Family, V4, V6},
-    headers::{FRAGMENT, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Ports, TCP, UDP},
+    headers::{FRAGMENT, FRAGMENT_LEN, Fragment6, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, Ports, TCP, UDP},
     translate::transport_check,
 };
 use crate::maps::{Flow, FlowKey};
@@ -96,10 +96,22 @@ impl Quoted for V6 {
             return None;
         }
         let ip = frame.get::<Ipv6>(l3)?;
-        if ip.version_class_label[0] >> 4 != 6 || ip.next == FRAGMENT {
+        if ip.version_class_label[0] >> 4 != 6 {
             return None;
         }
-        tuple(frame, (ip.src, ip.dst, ip.next), l3, l3 + IPV6_LEN, end)
+        let (src, dst, next, l4) = (ip.src, ip.dst, ip.next, l3 + IPV6_LEN);
+        if next != FRAGMENT {
+            return tuple(frame, (src, dst, next), l3, l4, end);
+        }
+        if l4 + FRAGMENT_LEN > end {
+            return None;
+        }
+        let head = frame.get::<Fragment6>(l4)?;
+        // A later fragment has no ports.
+        if u16::from_be_bytes(head.offset) >> 3 != 0 {
+            return None;
+        }
+        tuple(frame, (src, dst, head.next), l3, l4 + FRAGMENT_LEN, end)
     }
     #[inline(always)]
     fn requote(ip: &mut Ipv6, src: &[u8; 16], dst: &[u8; 16], delta: u16) {
