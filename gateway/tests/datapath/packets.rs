@@ -199,7 +199,7 @@ pub fn fragment(frame: &[u8], from: usize, to: usize) -> Vec<u8> {
         return with_len(at(cut, L3 + 6, 44), data.len() + 8);
     }
     let cut = with_len([&frame[..body], data].concat(), data.len());
-    with_ip(cut, |ip| ip[6..8].copy_from_slice(&(from as u16 / 8 | more << 13).to_be_bytes()))
+    with_ip(cut, |ip| ip[6..8].copy_from_slice(&((from as u16 / 8) | (more << 13)).to_be_bytes()))
 }
 
 /// The first `len` bytes behind the IP header, and that header: what an ICMP error quotes.

@@ -352,10 +352,6 @@ impl World {
         }
     }
 
-    pub fn flow(&mut self, key: &Key) -> Option<Record> {
-        self.flows().into_iter().find(|(other, _)| other == key).map(|(_, flow)| flow)
-    }
-
     pub fn set_flow(&mut self, key: &Key, flow: &Record) {
         if self.cast.v6 {
             self.hash::<40, 104>("FLOWS6").insert(bytes::<_, 40>(*key), bytes::<_, 104>(*flow), 0).expect("flow");
@@ -530,7 +526,7 @@ pub const FORWARD: u16 = flow::FORWARD;
 pub const REVERSE: u16 = flow::REVERSE;
 
 /// Runs a test in both tiers and both families, in a world without flows.
-pub fn everywhere(test: fn(&mut World)) {
+pub fn everywhere(test: impl Fn(&mut World)) {
     if skip() {
         return;
     }
