@@ -1,5 +1,5 @@
-//! Resolvers in front of the gateway, each with its own habits: Unbound, BIND and dnsmasq as a network's forwarders, Go's and Node's
-//! own resolvers in programs. Names resolve, and what is asked again stays in the kernel.
+//! Resolvers in front of the gateway, each with its own habits: Unbound, BIND and dnsmasq as a network's forwarders, Go's, Node's
+//! and musl's own resolvers in programs. Names resolve, and what is asked again stays in the kernel.
 
 use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
 
@@ -242,4 +242,64 @@ const dns = require('dns').promises;
 })().catch(error => { console.log(error); process.exit(1); });
 ";
     program_resolves("node", |lab| vec!["node".to_owned(), written(lab.dir(), "resolve.js", PROGRAM)]);
+}
+
+#[test]
+fn musls_resolver_which_asks_for_both_families_at_once_finds_names_by_its_search_list() {
+    const PROGRAM: &str = r#"#include <arpa/inet.h>
+#include <arpa/nameser.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <resolv.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void fail(const char *what, int code) {
+	printf("%s: %s\n", what, gai_strerror(code));
+	exit(1);
+}
+
+static int address(const char *name, int family, char *text) {
+	struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *all, *one;
+	int code = getaddrinfo(name, NULL, &hints, &all), found = 0;
+	if (code) fail(name, code);
+	for (one = all; one; one = one->ai_next)
+		if (one->ai_family == family) {
+			code = getnameinfo(one->ai_addr, one->ai_addrlen, text, 64, NULL, 0, NI_NUMERICHOST);
+			found = !code;
+		}
+	freeaddrinfo(all);
+	return found;
+}
+
+int main(void) {
+	char text[256];
+	unsigned char answer[4096];
+	if (!address("web", AF_INET, text)) fail("web", EAI_NONAME);
+	puts(text);
+	ns_msg message;
+	ns_rr record;
+	int len = res_query("_http._tcp.web.shop.svc.cluster.local", ns_c_in, ns_t_srv, answer, sizeof answer);
+	if (len < 0 || ns_initparse(answer, len, &message) || ns_parserr(&message, ns_s_an, 0, &record)) fail("SRV", EAI_FAIL);
+	dn_expand(answer, answer + len, ns_rr_rdata(record) + 6, text, sizeof text);
+	printf("%d %s\n", ns_get16(ns_rr_rdata(record) + 4), text);
+	struct sockaddr_in web = {.sin_family = AF_INET};
+	inet_pton(AF_INET, "10.1.0.80", &web.sin_addr);
+	int code = getnameinfo((struct sockaddr *)&web, sizeof web, text, sizeof text, NULL, 0, NI_NAMEREQD);
+	if (code) fail("10.1.0.80", code);
+	puts(text);
+	if (!address("www.example.test", AF_INET6, text) || strcmp(text, "2001:db8::80")) fail("AAAA", EAI_NONAME);
+	if (!address("www.example.test", AF_INET, text)) fail("A", EAI_NONAME);
+	puts(text);
+}
+"#;
+    program_resolves("musl-gcc", |lab| {
+        let source = written(lab.dir(), "resolve.c", PROGRAM);
+        let binary = lab.dir().join("resolve-musl");
+        let built = std::process::Command::new("musl-gcc").args(["-static", "-o"]).arg(&binary).arg(source).output();
+        let built = built.expect("musl-gcc runs");
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+        vec![binary.display().to_string()]
+    });
 }
