@@ -1,7 +1,12 @@
-//! Resolvers in front of the gateway, each with its own habits: Unbound, BIND and dnsmasq as a network's forwarders, Go's, Node's
+//! Resolvers in front of the gateway, each with its own habits: Unbound, BIND, dnsmasq and systemd-resolved as forwarders, Go's, Node's
 //! and musl's own resolvers in programs. Names resolve, and what is asked again stays in the kernel.
 
-use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use gateway_lab::{
     Gateway, GatewayConfig, Lab, Node, Service, Topology,
@@ -50,8 +55,8 @@ fn in_kernel(gateway: &Gateway<'_>) -> u64 {
     gateway.counters().expect("counters").dns()
 }
 
-/// Starts a forwarder in the client's namespace and waits until it answers.
-fn forwarder(client: &Namespace, dir: &Path, program: &str, args: &[&str]) -> Process {
+/// Starts a forwarder in the client's namespace and waits until it answers; `at` is the server and dig's arguments to reach it.
+fn forwarder(client: &Namespace, dir: &Path, program: &str, args: &[&str], at: (&str, &[&str])) -> Process {
     let mut command = client.command(program);
     command.args(args);
     let mut process = Process::start(program, command, &dir.join(format!("{program}.log"))).expect("it starts");
@@ -59,25 +64,29 @@ fn forwarder(client: &Namespace, dir: &Path, program: &str, args: &[&str]) -> Pr
         if let Some(status) = process.ended() {
             return Err(NotYet::Never(anyhow::anyhow!("{program} ended: {status}: {}", process.said())));
         }
-        let answer = dig(client, "127.0.0.1", &["-p", PORT, "+time=1", "+tries=1", WEB, "A"])?;
+        let answer = dig(client, at.0, &[at.1, &["+time=1", "+tries=1", WEB, "A"]].concat())?;
         if answer.status == "NOERROR" { Ok(()) } else { Err(NotYet::Later(anyhow::anyhow!("{answer:?}"))) }
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", process.said()));
     process
 }
 
-/// Asks a forwarder, ended and begun anew for a second time: then its cache is empty and the kernel answers everything.
 fn resolves(program: &str, args: impl Fn(&Path) -> Vec<String>) {
+    resolves_at(program, ("127.0.0.1", &["-p", PORT]), args);
+}
+
+/// Asks a forwarder, ended and begun anew for a second time: then its cache is empty and the kernel answers everything.
+fn resolves_at(program: &str, at: (&str, &[&str]), args: impl Fn(&Path) -> Vec<String>) {
     let Some(_turn) = testing::turn(&["dig", "unbound", program]) else { return };
     let lab = lab();
     let gateway = start(&lab);
     let args = args(lab.dir());
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     for round in 0..2 {
-        let mut process = forwarder(lab.client(), lab.dir(), program, &args);
+        let mut process = forwarder(lab.client(), lab.dir(), program, &args, at);
         let (before, asked) = (in_kernel(&gateway), lab.upstream_log().lines().count());
         for (name, rtype, data) in NAMES {
-            let answer = dig(lab.client(), "127.0.0.1", &["-p", PORT, "+time=5", name, rtype]).expect("dig");
+            let answer = dig(lab.client(), at.0, &[at.1, &["+time=5", name, rtype]].concat()).expect("dig");
             let status = if data.is_empty() { "NXDOMAIN" } else { "NOERROR" };
             assert_eq!(answer.status, status, "{program}: {name} {rtype}: {answer:?}\n{}", process.said());
             assert_eq!(answer.data(rtype), data, "{program}: {name} {rtype}");
@@ -145,6 +154,52 @@ fn dnsmasq_resolves_through_the_gateway() {
         ]
         .map(str::to_owned)
         .to_vec()
+    });
+}
+
+/// systemd-resolved: the machine's own, or the one that `cargo xtask test` keeps aside; with its libraries' directories. Installing the
+/// package would make it this machine's resolver.
+fn resolved() -> Option<(PathBuf, String)> {
+    let own = Path::new("/lib/systemd/systemd-resolved");
+    if own.exists() {
+        return Some((own.into(), String::new()));
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let root = cache.join("gateway-lab/systemd-resolved");
+    let program = root.join("lib/systemd/systemd-resolved");
+    let libraries = fs::read_dir(root.join("usr/lib")).ok()?.flatten().map(|entry| entry.path());
+    let path: Vec<String> =
+        libraries.flat_map(|dir| [dir.join("systemd"), dir]).map(|dir| dir.display().to_string()).collect();
+    program.exists().then(|| (program, path.join(":")))
+}
+
+#[test]
+fn systemd_resolved_resolves_through_the_gateway_what_setup_client_routes_to_it() {
+    let Some((program, libraries)) = resolved() else {
+        println!("SKIP: no systemd-resolved: `cargo xtask test` fetches it where apt-get has it");
+        return;
+    };
+    // Without systemd around it: it needs its account, its directory and nobody's bus.
+    let script = r#"set -e
+{ cat /etc/passwd; echo 'systemd-resolve:x:993:993::/:/usr/sbin/nologin'; } > "$1/passwd"
+{ cat /etc/group; echo 'systemd-resolve:x:993:'; } > "$1/group"
+getent passwd systemd-resolve > /dev/null || { mount --bind "$1/passwd" /etc/passwd; mount --bind "$1/group" /etc/group; }
+config=$(cat "$1/resolved.conf")
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/resolve /run/systemd/resolved.conf.d
+echo "$config" > /run/systemd/resolved.conf.d/lab.conf
+chown systemd-resolve:systemd-resolve /run/systemd/resolve
+LD_LIBRARY_PATH="$3" exec "$2""#;
+    resolves_at("unshare", ("127.0.0.53", &[]), |dir| {
+        let config = format!(
+            "[Resolve]\nDNS={GATEWAY}\nDomains=~cluster.local ~.\nDNSSEC=no\nLLMNR=no\nMulticastDNS=no\nDNSStubListener=yes\n"
+        );
+        written(dir, "resolved.conf", &config);
+        let (dir, program) = (dir.display().to_string(), program.display().to_string());
+        ["-m", "--propagation", "private", "sh", "-c", script, "sh", &dir, &program, &libraries]
+            .map(str::to_owned)
+            .to_vec()
     });
 }
 

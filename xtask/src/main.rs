@@ -2,6 +2,7 @@
 //!
 //! Needs nothing but a stable Rust toolchain to build itself; [`toolchain`] makes sure of the rest.
 
+mod aside;
 mod cluster;
 mod say;
 mod suite;
@@ -109,10 +110,7 @@ fn work(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filter } => {
             toolchain::ensure_build()?;
             toolchain::ensure_lab_tools()?;
-            if let Err(error) = toolchain::ensure_polardns() {
-                // The test that needs it says that it is skipped.
-                eprintln!("no hostile DNS server for the tests: {error:#}");
-            }
+            aside::ensure();
             suite::run(filter.as_deref())
         }
         Verb::Build => {

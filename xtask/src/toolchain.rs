@@ -49,9 +49,6 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("python3", "python3-minimal"),
 ];
 
-/// The hostile server's version, from PyPI.
-const POLARDNS: &str = "1.6.6";
-
 /// Which compiler builds the BPF object.
 enum Compiler {
     /// rustup's nightly with rust-src, or whatever `GATEWAY_BPF_TOOLCHAIN` names.
@@ -84,30 +81,6 @@ pub fn ensure_lab_tools() -> Result<()> {
         return Ok(());
     }
     apt_install(&missing).with_context(|| format!("the lab needs: apt-get install {}", missing.join(" ")))
-}
-
-/// Makes sure that PolarDNS is there, a server that answers wrongly in hundreds of ways: a package of Python that needs nothing else.
-///
-/// # Errors
-/// When pip is missing, or has it not.
-pub fn ensure_polardns() -> Result<()> {
-    let cache = env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
-    let dir = cache.context("set HOME or XDG_CACHE_HOME")?.join("gateway-lab").join(format!("polardns-{POLARDNS}"));
-    if dir.join("polardns").is_dir() {
-        return Ok(());
-    }
-    say::step(&format!("installing PolarDNS {POLARDNS} by pip into {}", dir.display()));
-    let unfinished = dir.with_extension(std::process::id().to_string());
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", "--target"]);
-    let installed = pip.arg(&unfinished).arg(format!("polardns=={POLARDNS}")).stderr(Stdio::null()).status();
-    if !installed.is_ok_and(|status| status.success()) {
-        // There may be none of it.
-        let _ = std::fs::remove_dir_all(&unfinished);
-        bail!("`python3 -m pip install polardns=={POLARDNS}` failed: install Python 3.11 or later, with pip");
-    }
-    std::fs::rename(&unfinished, &dir).with_context(|| format!("could not make {}", dir.display()))
 }
 
 fn find_compiler() -> Option<Compiler> {
@@ -209,7 +182,7 @@ fn apt_offers(packages: &[&str]) -> bool {
     offers() || (apt_update().is_ok() && offers())
 }
 
-fn apt_update() -> Result<()> {
+pub(crate) fn apt_update() -> Result<()> {
     if which("apt-get").is_none() {
         bail!("there is no apt-get here");
     }
