@@ -196,10 +196,19 @@ impl Owner {
         }
         self.state.changes.fetch_add(1, Ordering::Relaxed);
         self.settle(&name, result);
-        self.state.change(|held| match plan {
-            Some(plan) => drop(held.plans.insert(name, plan.into())),
-            None => drop(held.plans.remove(&name)),
+        let problems = plan.as_ref().map(|plan| plan.problems.clone()).unwrap_or_default();
+        let before = self.state.change(|held| match plan {
+            Some(plan) => held.plans.insert(name, plan.into()),
+            None => held.plans.remove(&name),
         });
+        let before = before.map(|before| before.problems.clone()).unwrap_or_default();
+        // Each once, when it comes.
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
+            tracing::info!("no longer: {problem}");
+        }
     }
 
     /// Remembers what the kernel refused, so that it is tried again and told.

@@ -208,10 +208,17 @@ impl Cluster {
         self.remove_node(&node.name, dirty);
         for addr in &node.addresses {
             *self.node_addresses.entry(*addr).or_default() += 1;
-            dirty.services.extend(self.outer.get(addr).into_iter().flatten().cloned());
+            self.of_machine(addr, dirty);
         }
         self.objects.nodes.insert(node.name.clone(), node);
         true
+    }
+
+    /// An address became a machine's own or ceases to be: whoever wants it as a VIP is planned anew.
+    fn of_machine(&self, addr: &IpAddr, dirty: &mut Dirty) {
+        for wanted in [&self.outer, &self.claims] {
+            dirty.services.extend(wanted.get(addr).into_iter().flatten().cloned());
+        }
     }
 
     fn remove_node(&mut self, name: &str, dirty: &mut Dirty) -> bool {
@@ -223,7 +230,7 @@ impl Cluster {
                     self.node_addresses.remove(addr);
                 }
             }
-            dirty.services.extend(self.outer.get(addr).into_iter().flatten().cloned());
+            self.of_machine(addr, dirty);
         }
         true
     }

@@ -217,6 +217,7 @@ pub(super) fn usable(addr: IpAddr) -> Result<(), &'static str> {
         _ if addr.is_multicast() => Err("it is a multicast address"),
         _ if link_local => Err("it is a link-local address"),
         _ if broadcast => Err("it is the broadcast address"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err("it is an IPv4 address written as an IPv6 one"),
         _ => Ok(()),
     }
 }

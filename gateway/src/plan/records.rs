@@ -13,6 +13,10 @@ pub const DNS_SCHEMA_VERSION: &str = "1.1.0";
 /// TTL of `dns-version` in seconds: it does not change while a cluster lives. CoreDNS' value.
 pub const DNS_SCHEMA_TTL: u32 = 28_800;
 
+/// Addresses of each family that one DNS message of 64 KiB has room for.
+const MOST_A: usize = 4_000;
+const MOST_AAAA: usize = 2_285;
+
 /// What the zone has besides its Services: `dns-version`, the name server's own name, and the nodes above the namespaces.
 pub fn zone_records(config: &PlanConfig) -> Vec<Record> {
     // For every view there is or will be: they say nothing of what the cluster holds.
@@ -74,12 +78,12 @@ pub(super) fn of(
         ServiceKind::ClusterIp(_) => {
             out.add(name.clone(), RecordData::Exists);
             out.endpoints(&name, backends);
-            cluster_ip(&name, vips, ports, &mut out);
+            cluster_ip(&name, vips, ports, &mut out, problems);
         }
         // Without a ready endpoint there is no such name: section 2.4.1 of the specification.
         ServiceKind::Headless => {
             out.endpoints(&name, backends);
-            headless(&name, backends, &mut out);
+            headless(&name, backends, &mut out, problems);
         }
     }
     out.records.into_iter().collect()
@@ -97,7 +101,7 @@ fn external(name: &str, target: &str, out: &mut Names, problems: &mut Problems) 
     }
 }
 
-fn cluster_ip(name: &str, vips: &[IpAddr], ports: &[&ServicePort], out: &mut Names) {
+fn cluster_ip(name: &str, vips: &[IpAddr], ports: &[&ServicePort], out: &mut Names, problems: &mut Problems) {
     for vip in vips {
         out.add(name.to_owned(), RecordData::Address(*vip));
         out.add(reverse(*vip), RecordData::Ptr(name.to_owned()));
@@ -108,13 +112,21 @@ fn cluster_ip(name: &str, vips: &[IpAddr], ports: &[&ServicePort], out: &mut Nam
     for port in ports {
         // The plain name has a record for each port, named or not.
         out.srv(name.to_owned(), weight(ports.len() * vips.len()), port.port, name.to_owned());
-        if !port.name.is_empty() {
+        if nameable(&port.name, problems) {
             out.srv(service_name(name, &port.name, port.protocol), weight(vips.len()), port.port, name.to_owned());
         }
     }
 }
 
-fn headless(name: &str, backends: &Backends, out: &mut Names) {
+fn headless(name: &str, backends: &Backends, out: &mut Names, problems: &mut Problems) {
+    for (v4, most) in [(true, MOST_A), (false, MOST_AAAA)] {
+        let count = backends.named.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4).count();
+        if count > most {
+            problems.say(format!(
+                "it has {count} addresses, and an answer holds {most}: clients that ask for its name are told the first ones"
+            ));
+        }
+    }
     for endpoint in &backends.named {
         out.add(name.to_owned(), RecordData::Address(endpoint.addr));
     }
@@ -126,7 +138,7 @@ fn headless(name: &str, backends: &Backends, out: &mut Names) {
         for port in endpoint.ports {
             let Some(number) = port.port.filter(|number| *number != 0) else { continue };
             let member = (format!("{host}.{name}"), number, endpoint.addr);
-            if !port.name.is_empty() {
+            if nameable(&port.name, problems) {
                 sets.entry(service_name(name, &port.name, port.protocol)).or_default().insert(member.clone());
             }
             sets.entry(name.to_owned()).or_default().insert(member);
@@ -163,6 +175,15 @@ impl Names {
     fn srv(&mut self, owner: String, weight: u16, port: u16, target: String) {
         self.add(owner, RecordData::Srv(0, weight, port, target));
     }
+}
+
+/// Whether a port's name makes a name in the zone: a label with an underscore before it.
+fn nameable(port: &str, problems: &mut Problems) -> bool {
+    let label = port.len() < 63 && port.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if !label {
+        problems.say(format!("port name {port:?} is not a DNS label: there is no service record of that name"));
+    }
+    label && !port.is_empty()
 }
 
 /// The name of a port of a Service.

@@ -39,7 +39,10 @@ pub(super) fn vips(cluster: &Cluster, service: &Service, config: &PlanConfig, pr
                 ));
             }
             _ if vips.iter().any(|vip| vip.addr == *ip) => {}
-            _ => vips.push(Vip { addr: *ip, cluster: true, taken: BTreeSet::new() }),
+            _ => match takeable(cluster, *ip, config) {
+                Ok(()) => vips.push(Vip { addr: *ip, cluster: true, taken: BTreeSet::new() }),
+                Err(why) => problems.say(format!("its clusterIP {ip} is left out: {why}")),
+            },
         }
     }
     for (what, addr) in outer(service, config.vips) {
@@ -75,10 +78,15 @@ fn outer(service: &Service, kinds: VipKinds) -> impl Iterator<Item = (&'static s
 /// Whether packets to an address may be taken from whomever they reach without the gateway. A Service's author writes
 /// these addresses at will; a ClusterIP, and a machine of the cluster, are not theirs to take.
 fn claimable(cluster: &Cluster, addr: IpAddr, config: &PlanConfig) -> Result<(), String> {
-    usable(addr)?;
     if let Some(owner) = cluster.owner(addr) {
         return Err(format!("it is the clusterIP of Service {owner}"));
     }
+    takeable(cluster, addr, config)
+}
+
+/// Whether an address is no machine's own. A VIP is claimed with all its ports: the machine's own daemons would be cut off.
+fn takeable(cluster: &Cluster, addr: IpAddr, config: &PlanConfig) -> Result<(), String> {
+    usable(addr)?;
     if config.own.contains(&addr) {
         return Err("it is the gateway's own address, which stays with this node and its kube-proxy".into());
     }

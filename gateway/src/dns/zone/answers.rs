@@ -202,7 +202,8 @@ fn answer(tree: &Tree, name: &[u8], qtype: u16, set: &RrSet<'_>, views: u64) -> 
     for rdata in visible().filter_map(rdata) {
         // A pointer, type, class, TTL and length before the data.
         let Some(left) = room.checked_sub(12 + rdata.len()) else {
-            tracing::warn!(name = name::to_text(name), "more records than a DNS message holds: the rest is left out");
+            // The plan of the Service has said it, once.
+            tracing::debug!(name = name::to_text(name), "more records than a DNS message holds: the rest is left out");
             break;
         };
         room = left;

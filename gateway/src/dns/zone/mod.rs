@@ -385,14 +385,21 @@ impl Inner {
     /// The entries, as they are, of everything that a change at these names may change: they, those above them, and those whose answers
     /// carry their addresses.
     fn before(&self, changed: BTreeSet<Name>) -> BTreeMap<Name, Vec<Wanted>> {
-        let mut names = BTreeSet::new();
+        let (mut names, mut above) = (BTreeSet::<Name>::new(), HashSet::<Name>::new());
         for name in &changed {
             names.extend(self.tree.pointing_to(name).cloned());
-            names.extend(self.tree.levels(name).skip(1).map(|above| self.tree.shared(above)));
+            for level in self.tree.levels(name).skip(1) {
+                // What is above one that is known already is known, too.
+                if above.contains(level) {
+                    break;
+                }
+                above.insert(self.tree.shared(level));
+            }
         }
         if changed.iter().any(|name| **name == *self.answers.name_server()) {
             names.extend(self.tree.apexes().iter().cloned());
         }
+        names.extend(above);
         names.extend(changed);
         names.into_iter().map(|name| (Arc::clone(&name), self.wanted(&name))).collect()
     }
