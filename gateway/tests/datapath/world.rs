@@ -16,8 +16,8 @@ use aya::{
 use gateway_common::{
     Reason,
     maps::{
-        Claim, Config, Endpoint, Flow, FlowKey, NextHop, Service, ServiceKey, View, Vlan, VlanKey, endpoint, flow,
-        nexthop, vlan,
+        Affinity, AffinityKey, Bucket, Claim, Config, Endpoint, Flow, FlowKey, FragmentKey, Fragments, NextHop,
+        Service, ServiceKey, View, Vlan, VlanKey, endpoint, flow, nexthop, vlan,
     },
 };
 
@@ -139,10 +139,10 @@ impl World {
         self.clear::<20, 32>("SERVICES6");
         self.clear::<4, 4>("CLIENT_HOPS4");
         self.clear::<16, 4>("CLIENT_HOPS6");
-        self.clear::<8, 8>("VLANS");
-        self.clear::<16, 16>("RATES");
-        self.clear::<20, 16>("AFFINITY");
-        self.clear::<40, 272>("FRAGMENTS");
+        self.clear::<{ size_of::<VlanKey>() }, { size_of::<Vlan>() }>("VLANS");
+        self.clear::<16, { size_of::<Bucket>() }>("RATES");
+        self.clear::<{ size_of::<AffinityKey>() }, { size_of::<Affinity>() }>("AFFINITY");
+        self.clear::<{ size_of::<FragmentKey>() }, { size_of::<Fragments>() }>("FRAGMENTS");
         self.populate();
     }
 
