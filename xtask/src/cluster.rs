@@ -43,9 +43,34 @@ pub fn ensure() -> Result<PathBuf> {
     Ok(place)
 }
 
-/// As [`ensure`], while something else goes on.
+/// As [`ensure`], while something else goes on. The validator of manifests is fetched, too; the test that wants it says when it is not there.
 pub fn ensure_meanwhile() -> JoinHandle<Result<PathBuf>> {
-    thread::spawn(ensure)
+    thread::spawn(|| {
+        if let Err(error) = ensure_validator() {
+            eprintln!("no validator of manifests: {error:#}");
+        }
+        ensure()
+    })
+}
+
+/// `kubernetes-validate`, by pip, into a directory of its own.
+fn ensure_validator() -> Result<()> {
+    let place = parts::cache().context("no place for it: set HOME or XDG_CACHE_HOME")?.join(parts::VALIDATOR);
+    if place.exists() {
+        return Ok(());
+    }
+    let unfinished = place.with_extension(std::process::id().to_string());
+    let package = parts::VALIDATOR.replace("validate-", "validate==");
+    let output = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+        .arg(&unfinished)
+        .arg(&package)
+        .output()
+        .context("python3 cannot be started")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "pip install {package}: {}", said.trim().lines().last().unwrap_or_default());
+    // Another run may have been faster.
+    fs::rename(&unfinished, &place).or_else(|_| fs::remove_dir_all(&unfinished)).context("its directory")
 }
 
 fn build(module: &Path, version: &str, place: &Path) -> Result<()> {

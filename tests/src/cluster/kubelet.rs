@@ -22,7 +22,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::topology;
+use crate::topology::{self, both};
 
 /// A pod with this label (any value) is running and not ready.
 pub const NOT_READY: &str = "lab/not-ready";
@@ -128,7 +128,7 @@ async fn tell(api: &Api<Pod>, pod: &Pod, name: &str, slot: &topology::Pod) -> Re
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"]
         .map(|kind| json!({"type": kind, "status": if kind.ends_with("Ready") { ready } else { "True" }}));
     let status = json!({"status": {
-        "phase": "Running", "hostIP": slot.node.address(), "podIP": slot.address, "podIPs": [{"ip": slot.address}],
+        "phase": "Running", "hostIP": slot.node.address(), "podIP": slot.address, "podIPs": both(slot.address).map(|ip| json!({"ip": ip})),
         "conditions": conditions,
     }});
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await?;

@@ -4,11 +4,13 @@
 mod certificates;
 pub mod kubelet;
 mod parts;
+pub mod proxy;
+pub mod world;
 
 use std::{
     fs,
     future::Future,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
@@ -27,13 +29,14 @@ use crate::{
     Lab, Node,
     netns::Namespace,
     process::{NotYet, Process, wait_for},
-    topology::{SERVICE_CIDR, UPSTREAM},
+    topology::{SERVICE_CIDR, SERVICE_CIDR6, UPSTREAM, both},
 };
 
 /// The API server's address: one of its own, so that it can be cut off without its node.
 pub const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 10);
 /// Its port.
 pub const PORT: u16 = 6443;
+const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(CONTROL), PORT);
 /// Where CoreDNS answers, on the node `worker2`, port 53.
 pub const COREDNS: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 102);
 /// The rights of the gateway's own service account, `gateway` in `gateway-system`.
@@ -58,6 +61,11 @@ pub fn program() -> Result<PathBuf, String> {
         return Ok(place);
     }
     Err(format!("{} is not built: `cargo xtask test` builds it where Go is installed", place.display()))
+}
+
+/// Where `cargo xtask test` puts `kubernetes-validate`.
+pub fn validator() -> Option<PathBuf> {
+    parts::cache().map(|cache| cache.join(parts::VALIDATOR))
 }
 
 /// A running control plane. Dropping it ends every part.
@@ -98,7 +106,7 @@ impl<'lab> Cluster<'lab> {
             certificates,
         };
         cluster.node().ip(&[format!("addr add {CONTROL}/32 dev eth0")])?;
-        cluster.kubeconfig("admin", Ipv4Addr::LOCALHOST, &cluster.by_certificate("admin"))?;
+        cluster.kubeconfig("admin", (Ipv4Addr::LOCALHOST, PORT).into(), &cluster.by_certificate("admin"))?;
         cluster.start_etcd()?;
         cluster.start_apiserver()?;
         cluster.start_controllers()?;
@@ -114,6 +122,11 @@ impl<'lab> Cluster<'lab> {
         self.lab.node(Node::Worker1)
     }
 
+    /// The certificate of the authority that the API server's is from.
+    pub fn authority(&self) -> PathBuf {
+        self.certificates.file("ca.crt")
+    }
+
     /// An administrator's kubeconfig, for programs on the same node.
     pub fn admin(&self) -> PathBuf {
         self.dir.join("admin.yaml")
@@ -127,11 +140,11 @@ impl<'lab> Cluster<'lab> {
     }
 
     /// Writes a kubeconfig and gives its path.
-    fn kubeconfig(&self, name: &str, server: Ipv4Addr, user: &Value) -> Result<PathBuf> {
+    fn kubeconfig(&self, name: &str, server: SocketAddr, user: &Value) -> Result<PathBuf> {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
             "clusters": [{"name": "lab", "cluster": {
-                "server": format!("https://{server}:{PORT}"), "certificate-authority": self.certificates.file("ca.crt"),
+                "server": format!("https://{server}"), "certificate-authority": self.certificates.file("ca.crt"),
             }}],
             "users": [{"name": name, "user": user}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": name}}],
@@ -146,8 +159,46 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// When there is no such service account.
     pub fn account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        self.account_at(namespace, name, SERVER)
+    }
+
+    /// The same for an API server that is reached elsewhere, as through a proxy.
+    ///
+    /// # Errors
+    /// When there is no such service account.
+    pub fn account_at(&self, namespace: &str, name: &str, server: SocketAddr) -> Result<PathBuf> {
+        let token = self.token(namespace, name)?;
+        self.kubeconfig(&format!("account-{name}"), server, &json!({"token": token}))
+    }
+
+    /// A token of this service account.
+    ///
+    /// # Errors
+    /// When there is no such service account.
+    pub fn token(&self, namespace: &str, name: &str) -> Result<String> {
         let token = self.kubectl(&["create", "token", name, "-n", namespace, "--duration=2h"])?;
-        self.kubeconfig(&format!("account-{name}"), CONTROL, &json!({"token": token.trim()}))
+        Ok(token.trim().to_owned())
+    }
+
+    /// A kubeconfig whose credentials a program tells (`client.authentication.k8s.io/v1`), for programs on any node.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn by_program(&self, command: &Path) -> Result<PathBuf> {
+        let exec = json!({
+            "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": command,
+            "args": ["credentials"], "env": [{"name": "GATEWAY_LAB", "value": "told"}],
+        });
+        self.kubeconfig("by-program", SERVER, &json!({"exec": exec}))
+    }
+
+    /// A kubeconfig with a client certificate of this user, inside the file itself.
+    ///
+    /// # Errors
+    /// When the certificate cannot be made.
+    pub fn by_certificate_of(&self, user: &str) -> Result<PathBuf> {
+        self.certificates.client(user, &format!("/CN={user}"))?;
+        self.kubeconfig(user, SERVER, &self.by_certificate(user))
     }
 
     /// An administrator's kubeconfig with the client certificate, for programs on any node.
@@ -155,7 +206,7 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// When the file cannot be written.
     pub fn admin_from_outside(&self) -> Result<PathBuf> {
-        self.kubeconfig("admin-outside", CONTROL, &self.by_certificate("admin"))
+        self.kubeconfig("admin-outside", SERVER, &self.by_certificate("admin"))
     }
 
     fn begin(&self, node: Node, part: &str, args: &[String]) -> Result<Process> {
@@ -201,7 +252,7 @@ impl<'lab> Cluster<'lab> {
             format!("--service-account-key-file={}", file("accounts.key")),
             format!("--service-account-signing-key-file={}", file("accounts.key")),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
-            format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+            format!("--service-cluster-ip-range={SERVICE_CIDR},{SERVICE_CIDR6}"),
             // The DaemonSet of deploy/ is privileged, as kubelets and kubeadm allow.
             "--allow-privileged=true".into(),
             "--authorization-mode=RBAC".into(),
@@ -259,7 +310,7 @@ impl<'lab> Cluster<'lab> {
     /// # Errors
     /// When it does not answer.
     pub fn start_coredns(&self) -> Result<()> {
-        let kubeconfig = self.kubeconfig("coredns", CONTROL, &self.by_certificate("admin"))?;
+        let kubeconfig = self.kubeconfig("coredns", SERVER, &self.by_certificate("admin"))?;
         let corefile = format!(
             ".:53 {{\n    errors\n    ready {COREDNS}:8181\n    kubernetes cluster.local in-addr.arpa ip6.arpa {{\n        \
              kubeconfig {} lab\n        pods verified\n        fallthrough in-addr.arpa ip6.arpa\n        ttl 30\n    }}\n    \
@@ -309,7 +360,7 @@ impl<'lab> Cluster<'lab> {
                 "metadata": {"name": node.name(), "labels": {"topology.kubernetes.io/zone": zone, "kubernetes.io/hostname": node.name()}},
             }))?;
             let status = json!({"status": {
-                "addresses": [{"type": "InternalIP", "address": node.address()}],
+                "addresses": both(node.address()).map(|ip| json!({"type": "InternalIP", "address": ip})),
                 "conditions": [{"type": "Ready", "status": "True"}],
                 "capacity": {"cpu": "4", "memory": "8Gi", "pods": "100"},
                 "allocatable": {"cpu": "4", "memory": "8Gi", "pods": "100"},

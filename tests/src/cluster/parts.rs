@@ -9,6 +9,8 @@ use std::{
 
 /// What decides what is built.
 const SOURCES: [&str; 3] = ["go.mod", "go.sum", "main.go"];
+/// A directory of Python packages in the cache: the validator of manifests and what it needs, of this version.
+pub const VALIDATOR: &str = "kubernetes-validate-1.37.0";
 /// The program's name.
 pub const PROGRAM: &str = "gateway-lab-cluster";
 
@@ -29,10 +31,15 @@ pub fn place(module: &Path) -> Option<PathBuf> {
     for source in SOURCES {
         fs::read(module.join(source)).ok()?.hash(&mut hasher);
     }
+    let id = format!("{}-{:08x}", version(module)?, hasher.finish() >> 32);
+    Some(cache()?.join(id).join(PROGRAM))
+}
+
+/// The directory of what is made once a machine. None: there is no home.
+pub fn cache() -> Option<PathBuf> {
     let cache = match env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
     };
-    let id = format!("{}-{:08x}", version(module)?, hasher.finish() >> 32);
-    Some(cache.join("gateway-lab").join(id).join(PROGRAM))
+    Some(cache.join("gateway-lab"))
 }

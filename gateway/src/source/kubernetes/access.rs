@@ -25,7 +25,8 @@ pub(in super::super) async fn access(
     let server = config.cluster_url.to_string();
     let client = Client::try_from(config)
         .map_err(|error| SourceError::Client { server: server.clone(), error: Box::new(error) })?;
-    let silent = |error: &dyn std::error::Error| SourceError::Silent { server: server.clone(), error: chain(error) };
+    let silent =
+        |error: &(dyn std::error::Error + 'static)| SourceError::Silent { server: server.clone(), error: chain(error) };
     // Its absence is not a matter of permission.
     let version = client.apiserver_version().await.map_err(|error| silent(&error))?;
     let reviews = Api::<SelfSubjectAccessReview>::all(client);

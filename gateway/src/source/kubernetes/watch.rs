@@ -284,16 +284,27 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// An error with its causes, each said once.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+/// An error with its causes, each said once; of what the API server answered, its own words.
+pub(super) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = own(error);
     let mut cause = error.source();
     while let Some(error) = cause {
-        let more = error.to_string();
+        let more = own(error);
+        if let Some(kube::Error::Api(_)) = error.downcast_ref() {
+            return more;
+        }
         if !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         cause = error.source();
     }
     text
+}
+
+fn own(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref() {
+        // Its form for people repeats everything for programs.
+        Some(kube::Error::Api(status)) if !status.message.is_empty() => status.message.clone(),
+        _ => error.to_string(),
+    }
 }
