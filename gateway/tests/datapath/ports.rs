@@ -7,7 +7,7 @@ use gateway_common::maps::config;
 use crate::{
     cast::{Cast, V4, V6, port},
     packets::{ACK, Ends, SYN, look, tcp, udp},
-    world::{Action, FORWARD, REVERSE, Tier, World, everywhere, skip},
+    world::{Action, FORWARD, Key, REVERSE, Record, Tier, World, everywhere, skip},
 };
 
 const ECHO: u16 = port::ECHO_UDP;
@@ -58,9 +58,10 @@ fn ports_towards_an_endpoint_run_out_then_the_next_address_is_used_then_flows_ar
             let other = world.uplink(&tcp(Ends::new(c.client, 1, c.web, port::HTTP), SYN, b""));
             assert_eq!(other.action, Action::Redirect, "{:?}", other.counted);
             // A flow that ends makes room for another.
-            let (key, _) = world.records(FORWARD)[0];
-            let (back, _) =
-                *world.records(REVERSE).iter().find(|(_, flow)| flow.new_dport == key.sport).expect("its other half");
+            let ours = |(key, _): &(Key, Record)| key.dport == ECHO.to_be_bytes();
+            let (key, _) = world.records(FORWARD).into_iter().find(ours).expect("a flow");
+            let half = |(_, flow): &(Key, Record)| flow.new_dport == key.sport && flow.new_sport == key.dport;
+            let (back, _) = world.records(REVERSE).into_iter().find(half).expect("its other half");
             world.remove_flow(&key);
             world.remove_flow(&back);
             let mut tries = 3000..3100;
