@@ -1,16 +1,23 @@
 //! What the gateway may do at a real API server, and what it says when it may not. Issue 5, "What it must show", 7.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use gateway_lab::{
     GatewayConfig, Lab, Node, Topology, agent,
-    clients::http_get,
+    clients::{http_get, tcp_refusal},
     cluster::{self, Cluster},
+    names::dig,
     process::{NotYet, Process, wait_for},
     testing,
+    topology::GATEWAY,
 };
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 const DAEMON_SET: &str = include_str!("../../deploy/daemonset.yaml");
 /// A change of rights is known to the API server within this.
@@ -21,7 +28,7 @@ fn grant(cluster: &Cluster<'_>, resource: &str, without: &[&str]) {
     let rule = |(group, plural): (&str, &str)| {
         let verbs: Vec<&str> =
             ["list", "watch"].into_iter().filter(|verb| plural != resource || !without.contains(verb)).collect();
-        serde_json::json!({"apiGroups": [group], "resources": [plural], "verbs": verbs})
+        json!({"apiGroups": [group], "resources": [plural], "verbs": verbs})
     };
     let all = [
         ("", "services"),
@@ -30,8 +37,8 @@ fn grant(cluster: &Cluster<'_>, resource: &str, without: &[&str]) {
         ("", "nodes"),
         ("networking.k8s.io", "servicecidrs"),
     ];
-    let rules: Vec<_> = all.into_iter().map(rule).filter(|rule| rule["verbs"] != serde_json::json!([])).collect();
-    let patch = serde_json::json!({"rules": rules}).to_string();
+    let rules: Vec<_> = all.into_iter().map(rule).filter(|rule| rule["verbs"] != json!([])).collect();
+    let patch = json!({"rules": rules}).to_string();
     cluster.kubectl(&["patch", "clusterrole", "gateway", "--type=merge", "-p", &patch]).expect("the ClusterRole");
 }
 
@@ -81,7 +88,7 @@ fn says(lab: &Lab, config: &Path, name: &str, expected: &[&str], mend: impl FnOn
 
 #[test]
 fn the_manifests_grant_what_is_used_and_each_right_that_is_missing_is_named() {
-    let Some(_turn) = testing::turn(&["curl", "openssl"]) else { return };
+    let Some(_turn) = testing::turn(&["curl", "openssl", "dig", "setpriv"]) else { return };
     if let Err(why) = cluster::program() {
         println!("SKIP: {why}");
         return;
@@ -151,6 +158,91 @@ fn the_manifests_grant_what_is_used_and_each_right_that_is_missing_is_named() {
     grant(&cluster, "servicecidrs", &["list", "watch"]);
     let given = GatewayConfig { extra: "serviceCIDRs: [10.1.0.0/16]\n".into(), ..config };
     let gateway = lab.gateway(&given).expect("the gateway");
-    assert_eq!(gateway.json("status").expect("gateway status")["degraded"], serde_json::json!([]));
+    assert_eq!(gateway.json("status").expect("gateway status")["degraded"], json!([]));
     gateway.stop().expect("a clean end");
+    grant(&cluster, "", &[]);
+    the_daemon_set_runs(&lab, &cluster);
+}
+
+/// The pod of `deploy/daemonset.yaml` as a container runtime runs it: these capabilities, no new privileges, `/proc/sys` read-only, the service
+/// account's token where pods have it, `/run` of its own. What it lacks it would say.
+fn the_daemon_set_runs(lab: &Lab, cluster: &Cluster<'_>) {
+    let documents = DAEMON_SET.split("\n---\n").map(serde_yaml_ng::from_str::<Value>);
+    let documents: Vec<Value> = documents.collect::<Result<_, _>>().expect("YAML");
+    let config = documents[0]["data"]["gateway.yaml"].as_str().expect("the config");
+    let container = &documents[1]["spec"]["template"]["spec"]["containers"][0];
+    let context = &container["securityContext"];
+    assert_eq!((&context["capabilities"]["drop"], &context["privileged"]), (&json!(["ALL"]), &Value::Null));
+    let added = context["capabilities"]["add"].as_array().expect("capabilities");
+    let added = added.iter().filter_map(Value::as_str).map(|name| format!(",+{}", name.to_lowercase()));
+    let capabilities = format!("-all{}", added.collect::<String>());
+    assert_eq!(container["args"], json!(["run", "--config", "/etc/gateway/gateway.yaml"]));
+
+    let node = lab.node(Node::Gateway);
+    // As nodes of clusters are.
+    node.ip(&["route add default dev eth0"]).expect("a default route");
+    let ours = node.sysctl("net/ipv4/ip_local_reserved_ports").expect("a sysctl");
+    node.set_sysctl("net/ipv4/ip_forward", "1").expect("a sysctl");
+    let dir = lab.dir().join("pod");
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let token = cluster.token("gateway-system", "gateway").expect("a token");
+    let files = [("token", token.as_str()), ("namespace", "gateway-system"), ("gateway.yaml", config)];
+    for (name, text) in files {
+        std::fs::write(dir.join(name), text).expect("a file");
+    }
+    std::fs::copy(cluster.authority(), dir.join("ca.crt")).expect("the authority");
+    let script = "set -e; mount -t tmpfs tmpfs /mnt; cp \"$1\"/* /mnt; mount -t tmpfs tmpfs /run; \
+                  mkdir -p /run/gateway /run/secrets/kubernetes.io/serviceaccount; cp /mnt/* /run/secrets/kubernetes.io/serviceaccount; \
+                  mount -t bpf bpf /sys/fs/bpf; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; \
+                  exec setpriv --bounding-set \"$2\" --inh-caps -all --no-new-privs \"$3\" run --config /mnt/gateway.yaml";
+    let mut command = node.command("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&dir).arg(&capabilities);
+    command.arg(agent::binary().expect("the gateway's binary"));
+    command.env("KUBERNETES_SERVICE_HOST", cluster::CONTROL.to_string()).env("NODE_NAME", "gateway");
+    command.env("KUBERNETES_SERVICE_PORT", cluster::PORT.to_string());
+    let mut process = Process::start("pod", command, &lab.dir().join("pod.log")).expect("the agent");
+    wait_for("the pod", 2 * SOON, || match process.ended() {
+        Some(status) => Err(NotYet::Never(anyhow!("it ended: {status}: {}", process.said()))),
+        None => match readiness(lab)? {
+            (200, text) if text == "ready\n" => Ok(()),
+            (code, text) => Err(NotYet::Later(anyhow!("{code} {text}"))),
+        },
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", process.said()));
+    // The control plane's own Service, by name and address, from outside.
+    let asked = dig(lab.client(), &GATEWAY.to_string(), &["kubernetes.default.svc.cluster.local", "A"]);
+    assert_eq!(asked.expect("an answer").data("A"), ["10.1.0.1"]);
+    let refusal = lab.client().enter(|| tcp_refusal(([10, 1, 0, 1], 443).into(), SOON));
+    assert_eq!(refusal.kind, None, "the API server through the gateway\n{}", process.said());
+    let said = process.said();
+    assert!(said.contains("ip_local_reserved_ports"), "what it cannot set it says: {said}");
+    process.stop(Signal::SIGTERM, SOON).expect("a clean end");
+    assert_eq!(node.sysctl("net/ipv4/ip_local_reserved_ports").expect("a sysctl"), ours);
+}
+
+/// Against the schemas of the API, by a program that knows nothing of this project.
+#[test]
+fn the_manifests_are_valid() {
+    let Some((python, packages)) = validator() else {
+        println!("SKIP: kubernetes-validate is not installed: `cargo xtask test` installs it where pip is");
+        return;
+    };
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    let files = std::fs::read_dir(&deploy).expect("deploy/").flatten().map(|entry| entry.path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    for version in ["1.33", "1.37"] {
+        let mut command = Command::new(&python);
+        command.arg(packages.join("bin/kubernetes-validate")).args(["--strict", "-k", version]).args(&files);
+        let output = command.env("PYTHONPATH", &packages).output().expect("kubernetes-validate");
+        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{version}: {said}");
+        assert!(said.contains("daemonset/gateway"), "{version}: {said}");
+    }
+}
+
+/// Python and the directory of packages that xtask has filled.
+fn validator() -> Option<(String, PathBuf)> {
+    let packages = cluster::validator()?;
+    packages.join("bin/kubernetes-validate").exists().then(|| ("python3".to_owned(), packages))
 }
