@@ -160,4 +160,6 @@ reasons! {
     DnsSlipped = "dns_slipped", Served;
     /// Answered query that is missing in the query log, whose ring was full; counted beside its answer.
     DnsLogLost = "dns_log_lost", Served;
+    /// Packet bigger than the way out, which may be fragmented: sent on in pieces, counted beside where it went.
+    Fragmented = "fragmented", Served;
 }

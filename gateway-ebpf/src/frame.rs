@@ -8,8 +8,9 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md},
     helpers::{
-        bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+        bpf_clone_redirect, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_load_bytes,
+        bpf_xdp_store_bytes,
     },
 };
 use bytemuck::Pod;
@@ -75,6 +76,9 @@ pub trait Frame: Bytes {
     fn is_gso(&self) -> bool;
     /// Moves the frame's first byte by so many bytes: room before it, or bytes less. XDP only.
     fn shift(&mut self, bytes: i32) -> Result<(), Reason>;
+
+    /// Sends the frame as it is out of an interface, and keeps it. TC only.
+    fn send_copy(&mut self, ifindex: u32) -> Result<(), Reason>;
 
     /// Parsing's headers are directly accessible, or not there.
     #[inline(always)]
@@ -208,6 +212,10 @@ impl<const FAR: bool> Frame for Xdp<FAR> {
     fn shift(&mut self, bytes: i32) -> Result<(), Reason> {
         // SAFETY: the helper checks what it is asked for.
         done(unsafe { bpf_xdp_adjust_head(self.0, bytes) })
+    }
+    #[inline(always)]
+    fn send_copy(&mut self, _ifindex: u32) -> Result<(), Reason> {
+        Err(REFUSED)
     }
     #[inline(always)]
     fn wire_len<A: gateway_common::maps::Address>(&self, packet: &Packet<A>) -> u32 {
@@ -347,6 +355,11 @@ impl<const FAR: bool> Frame for Tc<FAR> {
     #[inline(always)]
     fn shift(&mut self, _bytes: i32) -> Result<(), Reason> {
         Err(REFUSED)
+    }
+    #[inline(always)]
+    fn send_copy(&mut self, ifindex: u32) -> Result<(), Reason> {
+        // SAFETY: the helper checks the interface.
+        done(unsafe { bpf_clone_redirect(self.0, ifindex, 0) })
     }
     #[inline(always)]
     fn wire_len<A: gateway_common::maps::Address>(&self, packet: &Packet<A>) -> u32 {

@@ -43,6 +43,8 @@ mod services;
 #[cfg(target_arch = "bpf")]
 mod settings;
 #[cfg(target_arch = "bpf")]
+mod split;
+#[cfg(target_arch = "bpf")]
 mod stage;
 
 #[cfg(target_arch = "bpf")]

@@ -66,6 +66,8 @@ pub enum Verdict {
     Twice6,
     /// Not decided: [`lost`] is next.
     Lost,
+    /// Translated, but too big for its way: [`crate::split`] is next.
+    Split,
 }
 
 impl Verdict {
@@ -94,6 +96,7 @@ impl Verdict {
             14 => Self::Twice4,
             15 => Self::Twice6,
             16 => Self::Lost,
+            17 => Self::Split,
             _ => Self::Pass,
         }
     }
@@ -210,6 +213,8 @@ fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: V
     }
     match verdict {
         Verdict::Reject => frame.reject::<N>(l3),
+        Verdict::Split if F::XDP || N::VERSION != 4 => discard(Reason::HelperFailed),
+        Verdict::Split => frame.split(),
         // Begun and lost again: another CPU or the agent removed it. The sender will try again.
         Verdict::Begin => discard(Reason::HelperFailed),
         Verdict::Lost if role == Role::Uplink => discard(Reason::HelperFailed),

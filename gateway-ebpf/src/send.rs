@@ -32,7 +32,7 @@ use crate::{
     frame::{Frame, REFUSED},
     net::Net,
     path::{Role, Verdict, discard, hz, pass},
-    reject,
+    reject, split,
     stage::Stages,
 };
 
@@ -134,6 +134,7 @@ pub fn carefully<F: Stages, N: Net>(
         return pass(Reason::PartialChecksum);
     }
     let local = flow.flags & flow::LOCAL != 0;
+    let mut pieces = false;
     let mut ready = None;
     if !local {
         if packet.ttl <= 1 {
@@ -145,6 +146,12 @@ pub fn carefully<F: Stages, N: Net>(
             Ok(way) => ready = Some(way),
             Err(Stop::Tc(reason)) => return pass(reason),
             Err(Stop::No) => return discard(Reason::NoRoute),
+            Err(Stop::TooBig(mtu)) if split::may::<F, N>(frame, packet, cut) && outlet::<F, N>(frame, hop, target) => {
+                if !split::plan::<N>(packet, mtu) {
+                    return refuse::<N>(packet, Error::too_big(mtu), Reason::TooBig);
+                }
+                pieces = true;
+            }
             Err(Stop::TooBig(mtu)) => {
                 return refuse::<N>(packet, Error::too_big(mtu), Reason::TooBig);
             }
@@ -160,6 +167,7 @@ pub fn carefully<F: Stages, N: Net>(
         }
     }
     match ready {
+        None if pieces => carry::<F, N>(frame, config, packet, flow).map_or_else(discard, |()| Verdict::Split),
         None => local_::<F, N>(frame, config, role, packet, flow),
         Some(way) => finish::<F, N>(frame, config, packet, flow, way),
     }
@@ -227,13 +235,25 @@ fn finish<F: Stages, N: Net>(
     flow: &mut Flow<N::Addr>,
     way: Way,
 ) -> Verdict {
-    if let Err(reason) = translate::<F, N>(frame, packet, flow, true) {
-        return discard(reason);
+    match carry::<F, N>(frame, config, packet, flow) {
+        Ok(()) => go::<F, N>(frame, packet.l3, way),
+        Err(reason) => discard(reason),
     }
+}
+
+/// Translates and counts.
+#[inline(always)]
+fn carry<F: Stages, N: Net>(
+    frame: &mut F,
+    config: &Config,
+    packet: &Packet<N::Addr>,
+    flow: &mut Flow<N::Addr>,
+) -> Result<(), Reason> {
+    translate::<F, N>(frame, packet, flow, true)?;
     let forward = flow.flags & flow::FORWARD != 0;
     flows::touch::<N>(packet, flow, hz(config));
     count(if forward { Reason::Forwarded } else { Reason::Replied });
-    go::<F, N>(frame, packet.l3, way)
+    Ok(())
 }
 
 /// Rewrites the headers.
@@ -339,6 +359,23 @@ fn routed<F: Frame, N: Net>(frame: &F, target: &Target<'_, N::Addr>) -> Result<W
     }
 }
 
+/// Where and with which MACs a packet of that next hop leaves, told to [`split`]; without a next hop the routes decide. False: not known now.
+#[inline(always)]
+fn outlet<F: Stages, N: Net>(frame: &F, index: u32, target: Target<'_, N::Addr>) -> bool {
+    if index != 0 {
+        let Some(hop) = next_hop(index) else { return false };
+        split::outlet(hop.ifindex, hop.dst, hop.src);
+        return hop.flags & (nexthop::RESOLVED | nexthop::NO_L2) != 0;
+    }
+    // The length that fits is told already.
+    let Ok(Way::Neighbour(ifindex, ..)) = routed::<F, N>(frame, &Target { len: 0, ..target }) else { return false };
+    let Some(scratch) = ROUTE.get_ptr(0) else { return false };
+    // SAFETY: this CPU's own slot, which `routed` has written, and which every value of the struct fits.
+    let params = unsafe { &*scratch.cast::<bpf_fib_lookup>() };
+    split::outlet(ifindex, params.dmac, params.smac);
+    params.dmac != [0; 6]
+}
+
 /// An address as the kernel's structs have it.
 #[inline(always)]
 fn words(a: &[u8; 16]) -> [u32; 4] {
@@ -405,7 +442,7 @@ fn hop_kind(hop: &NextHop) -> [u8; 2] {
 
 /// Remembers the interface for when the program has ended; it cannot fail without flags.
 #[inline(always)]
-fn redirect(ifindex: u32) {
+pub fn redirect(ifindex: u32) {
     // SAFETY: the helper checks the interface when the frame is sent.
     let _ = unsafe { bpf_redirect(ifindex, 0) };
 }

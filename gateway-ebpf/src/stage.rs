@@ -15,7 +15,7 @@ use crate::{
     mss,
     net::Net,
     path::{self, Role, Verdict},
-    reject, relay, send,
+    reject, relay, send, split,
 };
 
 /// Highest offset of an IP header: behind two tags.
@@ -45,6 +45,10 @@ pub trait Stages: Frame {
     fn relay<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
     /// An ICMP error to the sender.
     fn reject<N: Net>(&mut self, l3: usize) -> Verdict;
+    /// A translated packet of IPv4 that is too big for its way, and may be cut. TC only.
+    fn split(&mut self) -> Verdict;
+    /// The fragment of that number of such a packet: see [`split::piece`].
+    fn piece(&mut self, number: u32) -> u32;
     /// A smaller maximum segment size in a SYN whose header of `header` bytes is at `l4`.
     fn clamp(&mut self, l4: usize, header: u32, most: u16);
     /// The Ethernet header and tags for the next hop at that index.
@@ -69,7 +73,7 @@ fn l3(offset: u32) -> Option<usize> {
 macro_rules! stages {
     ($tier:ident, $ctx:ty, $plain:ident,
      $known4:ident, $known6:ident, $tagged:ident, $slow4:ident, $slow6:ident, $other4:ident, $other6:ident,
-     $cut4:ident, $cut6:ident, $lost4:ident, $lost6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $clamp:ident, $leave:ident) => {
+     $cut4:ident, $cut6:ident, $lost4:ident, $lost6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $split:ident, $piece:ident, $clamp:ident, $leave:ident) => {
         stages!(@way $tier, $ctx, $known4, V4, path::hot);
         stages!(@way $tier, $ctx, $known6, V6, path::hot);
         stages!(@way $tier, $ctx, $slow4, V4, path::slow);
@@ -102,6 +106,20 @@ macro_rules! stages {
         #[unsafe(no_mangle)]
         pub extern "C" fn $tagged(ctx: *mut $ctx, role: u32) -> u32 {
             path::tagged(&mut $tier::<true>::new(ctx), Role::from_code(role)).code()
+        }
+
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $split(ctx: *mut $ctx) -> u32 {
+            split::stage(&mut $tier::<true>::new(ctx)).code()
+        }
+
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $piece(ctx: *mut $ctx, number: u32) -> u32 {
+            split::piece(&mut $tier::<true>::new(ctx), number)
         }
 
         #[doc(hidden)]
@@ -175,6 +193,14 @@ macro_rules! stages {
                 Verdict::from_code(if N::VERSION == 4 { $reject4(ctx, l3) } else { $reject6(ctx, l3) })
             }
             #[inline(always)]
+            fn split(&mut self) -> Verdict {
+                Verdict::from_code($split(self.context().cast()))
+            }
+            #[inline(always)]
+            fn piece(&mut self, number: u32) -> u32 {
+                $piece(self.context().cast(), number)
+            }
+            #[inline(always)]
             fn clamp(&mut self, l4: usize, header: u32, most: u16) {
                 $clamp(self.context().cast(), l4 as u32, header, u32::from(most));
             }
@@ -231,6 +257,8 @@ stages!(
     gateway_xdp_relay6,
     gateway_xdp_reject4,
     gateway_xdp_reject6,
+    gateway_xdp_split,
+    gateway_xdp_piece,
     gateway_xdp_clamp,
     gateway_xdp_leave
 );
@@ -257,6 +285,8 @@ stages!(
     gateway_tc_relay6,
     gateway_tc_reject4,
     gateway_tc_reject6,
+    gateway_tc_split,
+    gateway_tc_piece,
     gateway_tc_clamp,
     gateway_tc_leave
 );

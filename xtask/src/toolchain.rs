@@ -37,6 +37,7 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("mtr", "mtr-tiny"),
     ("iperf3", "iperf3"),
     ("nc", "netcat-openbsd"),
+    ("socat", "socat"),
     ("nmap", "nmap"),
     ("h2load", "nghttp2-client"),
     ("nghttpd", "nghttp2-server"),

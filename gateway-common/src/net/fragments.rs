@@ -1,5 +1,9 @@
 //! Which fragments of a datagram have gone through: overlapping ones are refused (RFC 5722, RFC 8200 section 4.5).
 
+use super::{
+    checksum::{finish, sum},
+    headers::{IPV4_LEN, Ipv4},
+};
 use crate::{
     limits::{FRAGMENT_SECONDS, MAX_FRAGMENTS},
     maps::{FRAGMENTS_REFUSED, Fragments},
@@ -69,6 +73,29 @@ pub fn admit(entry: &mut Fragments, [from, to]: [u16; 2], last: bool) -> Fit {
 
 const _: () = assert!(MAX_FRAGMENTS.is_power_of_two());
 
+/// "More fragments" in the first byte of IPv4's flags and offset.
+const MORE: u8 = 0x20;
+
+/// Bytes behind the IPv4 header in each fragment but the last, for a way with that MTU; 0: there is no room.
+#[inline(always)]
+pub const fn room(mtu: u16) -> u32 {
+    (mtu.saturating_sub(IPV4_LEN as u16) & !7) as u32
+}
+
+/// The header of a piece of the packet with that header: `len` bytes that stood `at` bytes (a multiple of 8) behind it. The packet may be a
+/// fragment itself.
+#[inline(always)]
+pub fn header(of: &Ipv4, at: u16, len: u16, last: bool) -> Ipv4 {
+    let mut ip = *of;
+    let offset = (u16::from_be_bytes(of.fragment) & 0x1fff).wrapping_add(at / 8) & 0x1fff;
+    let [high, low] = offset.to_be_bytes();
+    ip.fragment = [high | of.fragment[0] & MORE | if last { 0 } else { MORE }, low];
+    ip.total_len = len.wrapping_add(IPV4_LEN as u16).to_be_bytes();
+    ip.check = [0; 2];
+    ip.check = finish(sum(bytemuck::bytes_of(&ip)));
+    ip
+}
+
 #[cfg(test)]
 mod tests {
     use bytemuck::Zeroable as _;
@@ -93,6 +120,19 @@ mod tests {
             assert_eq!(admit(&mut entry, range(offset, bytes), last), Fit::New);
             assert_eq!(is_complete(&entry), complete, "at {offset}");
         }
+    }
+
+    #[test]
+    fn pieces_of_a_packet_and_of_a_fragment_fit_together() {
+        let whole = Ipv4 { id: [7, 9], ttl: 63, proto: 17, version_ihl: 0x45, ..Ipv4::zeroed() };
+        assert_eq!((room(1400), room(68), room(20), room(0)), (1376, 48, 0, 0));
+        let [a, b] = [(0, 1376, false), (1376, 104, true)].map(|(at, len, last)| header(&whole, at, len, last));
+        assert_eq!((a.fragment, a.total(), b.fragment, b.total()), ([0x20, 0], 1396, [0, 172], 124));
+        assert_eq!((a.id, a.ttl, sum(bytemuck::bytes_of(&a)) % 0xffff), ([7, 9], 63, 0));
+        // A fragment with others behind it, at 1,480 bytes: its last piece says "more", too.
+        let middle = Ipv4 { fragment: [0x20, 185], ..whole };
+        let [a, b] = [(0, 1376, false), (1376, 104, true)].map(|(at, len, last)| header(&middle, at, len, last));
+        assert_eq!((a.fragment, b.fragment), ([0x20, 185], [0x21, 101]));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod life;
 mod mss;
 mod packets;
 mod ports;
+mod split;
 mod table;
 mod twins;
 mod wire;
