@@ -2,6 +2,7 @@
 //!
 //! Needs root. Nothing is attached: every frame is given by `BPF_PROG_TEST_RUN`.
 
+mod families;
 mod frames;
 mod limit;
 mod log;

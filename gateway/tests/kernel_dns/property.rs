@@ -1,5 +1,7 @@
 //! Kernel and forwarder say the same, byte for byte, on generated tables and queries.
 
+use std::net::IpAddr;
+
 use gateway_common::{
     dns::{
         build::{EntryBuilder, Record, exists},
@@ -12,7 +14,7 @@ use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
 use crate::{
     SECOND, cluster,
-    programs::{Bench, CLIENT, Did, OTHER, TIERS, now},
+    programs::{Bench, CLIENT, CLIENT6, Did, OTHER, OTHER6, TIERS, VLANS, now},
     query::Ask,
     wire_name,
 };
@@ -109,7 +111,11 @@ fn kernel_and_forwarder_give_the_same_answer_byte_for_byte() {
         let ask = ask().new_tree(&mut runner).expect("a query").current();
         let message = ask.message();
         let request = Request::parse(&message).expect("understood");
-        let (view, client) = [(0, CLIENT), (1, OTHER)][i / 2 % 2];
+        let clients: [(u32, IpAddr); 4] =
+            [(0, CLIENT.into()), (1, OTHER.into()), (0, CLIENT6.into()), (1, OTHER6.into())];
+        let (view, client) = clients[i / 2 % 4];
+        // Tags are XDP's, the even turns'.
+        let tags: &[u16] = if i % 2 == 0 { [&[][..], VLANS[0], VLANS[1]][i / 8 % 3] } else { &[] };
         let zone = bench.table.get(request.name(), ask.qtype, 0).is_some_and(|answer| answer.head().expires == 0);
         let turn = bench.hits(&request, if zone { 0 } else { request.query.bits });
         let outcome = bench.table.resolve(&request, view, now());
@@ -126,7 +132,7 @@ fn kernel_and_forwarder_give_the_same_answer_byte_for_byte() {
             Did::Passed => passed += 1,
             Did::Dropped => panic!("query {i} was dropped"),
         }
-        assert_eq!(bench.ask(TIERS[i % 2], client, &message), expected, "query {i}: {ask:02x?}");
+        assert_eq!(bench.ask_tagged(TIERS[i % 2], client, tags, &message), expected, "query {i}: {ask:02x?}");
     }
     assert!(answered > QUERIES / 4 && passed > QUERIES / 10, "{answered} answered, {passed} passed: too one-sided");
 }
