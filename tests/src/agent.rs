@@ -39,6 +39,8 @@ pub struct GatewayConfig {
     pub forward_zones: Vec<(String, String)>,
     /// `dns.pods`.
     pub pods: String,
+    /// More keys of `dns`, a line each.
+    pub dns: String,
     /// `snat.addresses`.
     pub snat_addresses: Vec<Ipv4Addr>,
     /// `deny`.
@@ -62,6 +64,7 @@ impl Default for GatewayConfig {
             forward: Vec::new(),
             forward_zones: Vec::new(),
             pods: "disabled".into(),
+            dns: String::new(),
             snat_addresses: Vec::new(),
             deny: "reject".into(),
             strangers: "drop".into(),
@@ -113,9 +116,10 @@ impl GatewayConfig {
         }
         let zone = |(zone, server): &(String, String)| format!("    - {{ zone: {zone}, to: [\"{server}\"] }}\n");
         let zones: String = self.forward_zones.iter().map(zone).collect();
+        let more: String = self.dns.lines().map(|line| format!("  {line}\n")).collect();
         let _ = write!(
             out,
-            "dns:\n  pods: {}\n  forward:\n    - {{ zone: \".\", to: {} }}\n{zones}datapath:\n  mode: {}\n{}",
+            "dns:\n{more}  pods: {}\n  forward:\n    - {{ zone: \".\", to: {} }}\n{zones}datapath:\n  mode: {}\n{}",
             self.pods,
             list(&self.forward),
             self.mode,

@@ -95,10 +95,15 @@ pub fn resolve<L: Lookup>(tables: &mut L, query: &Query, view: u32) -> Outcome<L
     }
 }
 
-/// Whole seconds from `stored` to `now`.
+/// For so long an answer is as its server gave it, in ns: a tick of the coarse clock, which the kernel reads as late as it may be, and
+/// another one.
+const FRESH: u64 = 20_000_000;
+
+/// Seconds by which what was stored at `stored` has aged at `now`: begun ones count, so that no TTL promises more than is left.
 #[inline(always)]
 pub const fn age(stored: u64, now: u64) -> u32 {
-    if now <= stored { 0 } else { ((now - stored) / SECOND) as u32 }
+    let passed = now.saturating_sub(stored);
+    if passed <= FRESH { 0 } else { passed.div_ceil(SECOND) as u32 }
 }
 
 #[inline(always)]

@@ -240,8 +240,8 @@ fn what_is_known_decides_the_outcome() {
         ("away.cluster.local", wire::A, 0, 0, 0, "miss"),
         ("1-2-3-4.ns.pod.cluster.local", wire::A, 0, 0, 0, "miss"),
         ("example.com", wire::A, 0, 0, 0, "miss"),
-        ("www.example.com", wire::A, 0, 0, 1_999_000_000, "2 aged 1"),
-        ("www.example.com", wire::A, 0, 0, LATE - 1, "2 aged 299"),
+        ("www.example.com", wire::A, 0, 0, 1_999_000_000, "2 aged 2"),
+        ("www.example.com", wire::A, 0, 0, LATE - 1, "2 aged 300"),
         ("www.example.com", wire::A, 0, 0, LATE, "expired"),
         ("www.example.com", wire::A, 0, dns_key::CD, 1_000, "3 aged 0"),
         ("www.example.com", wire::A, 0, dns_key::DO, 1_000, "miss"),
@@ -286,4 +286,16 @@ fn the_planned_sum_is_the_sum_of_the_message_at_every_parity() {
             assert_eq!(sum % 0xFFFF, sum_of(&emitted) % 0xFFFF, "{text}");
         }
     }
+}
+
+#[test]
+fn a_begun_second_counts_as_one_but_for_the_first_moment() {
+    use gateway_common::dns::resolve::age;
+    const MS: u64 = 1_000_000;
+    for (passed, seconds) in
+        [(0, 0), (20 * MS, 0), (21 * MS, 1), (999 * MS, 1), (1000 * MS, 1), (1001 * MS, 2), (299_999 * MS, 300)]
+    {
+        assert_eq!(age(7, 7 + passed), seconds, "{passed} ns");
+    }
+    assert_eq!(age(1000, 7), 0, "a clock that goes back");
 }

@@ -102,6 +102,11 @@ fn look_closer(packet: &[u8]) -> Result<Query, Odd> {
     // Two OPT records, records that end behind the message: hickory refuses them.
     let Ok(parsed) = Message::from_vec(packet) else { return Err(malformed(question)) };
     let opt = parsed.edns.as_ref();
+    // An option that ends behind OPT it leaves out.
+    let alone = word(6) | word(8) == 0 && word(10) == 1;
+    if opt.is_some() && alone && !options_are_whole(&packet[end..]) {
+        return Err(malformed(question));
+    }
     let edns = opt.map(|opt| Edns { size: opt.max_payload(), dnssec_ok: opt.flags().dnssec_ok });
     if opt.is_some_and(|opt| opt.version() > 0) {
         return Err(refuse(question, edns, BADVERS));
@@ -129,6 +134,18 @@ fn look_closer(packet: &[u8]) -> Result<Query, Odd> {
     Request::parse(&message(id, flags & (RD | CD | AD), &question_in_order, edns, 0))
         .map(|request| Query { request, any })
         .map_err(|_| malformed(question))
+}
+
+/// Whether the options of the OPT record at the front fill it.
+fn options_are_whole(opt: &[u8]) -> bool {
+    // Root, type, size, extended RCODE and version, flags.
+    let Some(Ok(len)) = opt.get(9..11).map(<[u8; 2]>::try_from) else { return false };
+    let Some(mut options) = opt.get(11..11 + usize::from(u16::from_be_bytes(len))) else { return false };
+    while let [_, _, high, low, rest @ ..] = options {
+        let Some(next) = rest.get(usize::from(u16::from_be_bytes([*high, *low]))..) else { return false };
+        options = next;
+    }
+    options.is_empty()
 }
 
 /// The name at the front, when it is spelt out.
@@ -206,6 +223,7 @@ mod tests {
             ("cut in the question", packet(&[], &[])[..end - 2].to_vec(), 1),
             ("OPT that is not there", packet(&[(11, 1)], &[]), 1),
             ("EDNS version 1", packet(&[(11, 1)], &[0, 0, 41, 4, 208, 0, 1, 0, 0, 0, 0]), 16),
+            ("an option longer than OPT", packet(&[(11, 1)], &[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 5, 0, 10, 0, 2, 1]), 1),
             ("two OPT records", packet(&[(11, 2)], &[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0].repeat(2)), 1),
         ] {
             assert_eq!(rcode_of(&packet), rcode, "{what}");

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod differential;
+mod edns;
 mod fake;
 mod forward;
 mod hostile;
