@@ -253,6 +253,20 @@ async fn watches_that_end_are_taken_up_where_they_were() {
 }
 
 #[tokio::test]
+async fn watches_that_end_at_once_are_not_asked_for_without_a_pause() {
+    let server = shop().await;
+    let mut live = Live::synced(&server).await;
+    server.end_watches("services", true);
+    let before = server.watches("services");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let asked = server.watches("services") - before;
+    assert!((1..=6).contains(&asked), "{asked} watches in three seconds");
+    server.put("services", service("new", "10.1.0.12"));
+    server.end_watches("services", false);
+    live.until(|c| c.objects.services.len() == 3).await;
+}
+
+#[tokio::test]
 async fn optional_kinds_may_be_forbidden_or_unknown() {
     let server = shop().await;
     server.refuse("nodes", 403);

@@ -41,7 +41,7 @@ pub(super) async fn start(
     let (messages, told) = mpsc::unbounded_channel();
     let client = ClientBuilder::try_from(config)
         .map_err(|error| SourceError::Client { server: server.clone(), error: Box::new(error) })?
-        .with_layer(&Observe(messages.clone()))
+        .with_layer(&Observe::new(messages.clone()))
         .build();
     let mut watchers = JoinSet::new();
     watch::all(&client, extra, &messages, &mut watchers);

@@ -45,6 +45,9 @@ struct Kind {
     gone: Option<Gone>,
     refused: Option<u16>,
     lists: usize,
+    watches: usize,
+    /// Its watches end as soon as they have begun.
+    ends: bool,
 }
 
 #[derive(Default)]
@@ -161,6 +164,19 @@ impl ApiServer {
         self.shared.lock().streams = streams;
     }
 
+    /// Whether watches of a kind end as soon as they have begun.
+    pub fn end_watches(&self, plural: &str, ends: bool) {
+        let mut world = self.shared.lock();
+        world.kind(plural).ends = ends;
+        world.generation += 1;
+        self.tell(world);
+    }
+
+    /// Watches that were asked for.
+    pub fn watches(&self, plural: &str) -> usize {
+        self.shared.lock().kind(plural).watches
+    }
+
     /// Lists that were asked for, first pages only.
     pub fn lists(&self, plural: &str) -> usize {
         self.shared.lock().kind(plural).lists
@@ -232,6 +248,14 @@ async fn answer(State(shared): State<Shared>, Query(query): Query<HashMap<String
     }
     if query.get("watch").is_some_and(|w| w == "true") {
         let from = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
+        {
+            let mut world = shared.lock();
+            let kind = world.kind(&plural);
+            kind.watches += 1;
+            if kind.ends {
+                return ([("content-type", "application/json")], Body::empty()).into_response();
+            }
+        }
         if query.get("sendInitialEvents").is_some_and(|wanted| wanted == "true") {
             let initial = streamed(&shared, &plural);
             let Some((initial, from)) = initial else {

@@ -173,7 +173,10 @@ impl World {
         };
         let port = Port::ALL[random.random_range(0..Port::ALL.len())];
         let ports = BTreeSet::from([Port::ALL[0], port]);
-        let mut made = Made { kind, ports, vips: vec![], selector: random.random(), changed: Instant::now() };
+        // A Service of one name has a selector always or never: what a controller had made for one with a selector stays for ever when it
+        // was away while the Service was deleted and made again without.
+        let selector = key.1.ends_with(['0', '2', '4']);
+        let mut made = Made { kind, ports, vips: vec![], selector, changed: Instant::now() };
         api.put_service(&key.1, &mut made).await?;
         self.services.insert(key.clone(), made);
         self.gone.remove(key);
