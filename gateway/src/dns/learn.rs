@@ -54,6 +54,12 @@ pub struct Learnt {
     pub ttl: u32,
 }
 
+/// Names that an answer's aliases are followed to.
+const MAX_ALIASES: usize = 32;
+const DNAME: u16 = 39;
+/// DNAMEs have signatures of their own.
+const RRSIG: u16 = 46;
+
 /// Most records of an answer. Its bytes are bounded by the transports: 4,096 over UDP, 65,535 over TCP and TLS.
 const MAX_RECORDS: usize = 2_000;
 
@@ -82,15 +88,16 @@ pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig) -> Result<Learn
     if records > MAX_RECORDS {
         return Err(LearnError::TooMany(records));
     }
+    let answers = belonging(message);
     let mut learnt = Learnt {
         rcode: u16::from(message.metadata.response_code) & wire::RCODE,
-        answers: convert(&message.answers, config.max_ttl)?,
+        answers: convert(answers.iter().copied(), config.max_ttl)?,
         ttl: u32::MAX,
         ..Learnt::default()
     };
     let wanted = RecordType::from(ask.qtype);
     let positive = message.metadata.response_code == ResponseCode::NoError
-        && message.answers.iter().any(|record| record.record_type() == wanted);
+        && answers.iter().any(|record| record.record_type() == wanted);
     let dnssec_ok = ask.flags & dns_key::DO != 0;
     if positive {
         // Without DO nobody needs the authority of an answer; with it, proofs of wildcards stand there.
@@ -174,6 +181,33 @@ impl Learnt {
 
 fn convert<'a>(records: impl IntoIterator<Item = &'a HickoryRecord>, cap: u32) -> Result<Vec<Rr>, ProtoError> {
     records.into_iter().map(|record| convert_one(record, cap)).collect()
+}
+
+/// The records of the answer section that are about the question: of its name, of what aliases lead to, and DNAMEs above those. What a
+/// server says of other names beside it is nothing that it was asked.
+fn belonging(message: &Message) -> Vec<&HickoryRecord> {
+    let Some(question) = message.queries.first() else { return Vec::new() };
+    let mut names = vec![question.name()];
+    // Aliases may come in any order; each round follows at least one, or is the last.
+    while names.len() < MAX_ALIASES {
+        let before = names.len();
+        for record in &message.answers {
+            if let RData::CNAME(target) = &record.data
+                && names.contains(&&record.name)
+                && !names.contains(&&target.0)
+            {
+                names.push(&target.0);
+            }
+        }
+        if names.len() == before {
+            break;
+        }
+    }
+    let above = |record: &HickoryRecord| {
+        [DNAME, RRSIG].contains(&u16::from(record.record_type())) && names.iter().any(|name| record.name.zone_of(name))
+    };
+    let about = |record: &&HickoryRecord| names.contains(&&record.name) || above(record);
+    message.answers.iter().filter(about).collect()
 }
 
 /// A TTL with its highest bit set counts as zero (RFC 2181 section 8).
@@ -282,6 +316,27 @@ mod tests {
         ));
         message.add_authority(soa(300, 7));
         assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 7);
+    }
+
+    #[test]
+    fn what_a_server_says_of_other_names_is_left_out() {
+        let cname = |from: &str, to: &str| HickoryRecord::from_rdata(named(from), 300, RData::CNAME(CNAME(named(to))));
+        let mut message = message(ResponseCode::NoError);
+        // In no order, one of them in a circle, and beside them what nobody asked for.
+        message.add_answer(a("end.example.", 300));
+        message.add_answer(a("bank.example.", 300));
+        message.add_answer(cname("Web.example.", "end.example."));
+        message.add_answer(cname("other.example.", "bank.example."));
+        message.add_answer(cname("www.example.", "web.example."));
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        let owners: Vec<String> = learnt.answers.iter().map(|rr| name::to_text(&rr.owner).to_lowercase()).collect();
+        assert_eq!(
+            owners.iter().map(|name| name.trim_end_matches('.')).collect::<Vec<_>>(),
+            ["end.example", "web.example", "www.example"]
+        );
+        message.answers.retain(|record| record.name == named("bank.example."));
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        assert_eq!((learnt.answers.len(), learnt.ttl), (0, 0), "no answer, and not kept");
     }
 
     #[test]

@@ -23,6 +23,22 @@ pub fn installed(program: &str) -> Option<PathBuf> {
     found
 }
 
+/// Types that are passed on as they are, and a record of each.
+const ODD: [(RecordType, &str); 6] = [
+    (RecordType::HTTPS, "www.example.org. 300 HTTPS 1 . alpn=h2,h3 ipv4hint=192.0.2.80 ipv6hint=2001:db8::80"),
+    (RecordType::SVCB, "_dns.example.org. 300 SVCB 2 www.example.org. alpn=dot port=853 key65280=x"),
+    (RecordType::CAA, "www.example.org. 300 CAA 0 issue \"ca.example\""),
+    (RecordType::NAPTR, "www.example.org. 300 NAPTR 10 20 \"S\" \"SIP+D2U\" \"\" _sip._udp.example.org."),
+    (
+        RecordType::TLSA,
+        "www.example.org. 300 TLSA 3 1 1 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    ),
+    (
+        RecordType::SSHFP,
+        "www.example.org. 300 SSHFP 4 2 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    ),
+];
+
 /// Unbound as the server of example.org, ended with the test.
 pub struct Unbound {
     child: Child,
@@ -45,6 +61,7 @@ impl Unbound {
         let dir = tempfile::tempdir().expect("a directory");
         let many: String =
             (1..=120).map(|i| format!("  local-data: \"many.example.org. 300 A 192.0.2.{i}\"\n")).collect();
+        let odd: String = ODD.iter().map(|(_, line)| format!("  local-data: '{line}'\n")).collect();
         let text = format!(
             "server:\n  interface: 127.0.0.1\n  port: {}\n  do-daemonize: no\n  username: \"\"\n  chroot: \"\"\n  \
              directory: \"{dir}\"\n  pidfile: \"\"\n  use-syslog: no\n  logfile: \"\"\n  access-control: 127.0.0.0/8 allow\n  \
@@ -52,7 +69,7 @@ impl Unbound {
              2 3 4 20\"\n  local-data: \"www.example.org. 300 A 192.0.2.80\"\n  local-data: \"www.example.org. 300 AAAA \
              2001:db8::80\"\n  local-data: \"www.example.org. 300 TXT 'one' 'two'\"\n  local-data: \"example.org. 300 MX 10 \
              mail.example.org.\"\n  local-data: \"_x._tcp.example.org. 300 SRV 1 2 3 www.example.org.\"\n  local-data: \
-             \"www.example.org. 300 TYPE65400 \\# 4 01020304\"\n{many}{more}remote-control:\n  control-enable: no\n",
+             \"www.example.org. 300 TYPE65400 \\# 4 01020304\"\n{odd}{many}{more}remote-control:\n  control-enable: no\n",
             addr.port(),
             dir = dir.path().display(),
         );
@@ -135,6 +152,17 @@ async fn what_unbound_says_is_what_clients_get_from_forwarder_and_kernel() {
         let packet = query_edns(name, qtype, 1232, false);
         let ours = udp(lab.addr, DEVELOPER, &packet).await.expect("an answer");
         assert_eq!(lab.kernel.answer(&packet, 0, clock::now()), Some(ours), "{name} {qtype}");
+    }
+    for (qtype, line) in ODD {
+        let name = line.split('.').next().map(|host| format!("{host}.example.org")).expect("a name");
+        let packet = query_edns(&name, qtype, 1232, false);
+        let (ours, direct) = (udp(lab.addr, DEVELOPER, &packet).await, udp(unbound.addr, DEVELOPER, &packet).await);
+        let records = |message: &Option<Vec<u8>>| {
+            let message = hickory_proto::op::Message::from_vec(message.as_ref().expect("an answer")).expect("readable");
+            message.answers.iter().map(|record| (record.record_type(), record.data.to_string())).collect::<Vec<_>>()
+        };
+        assert_eq!((records(&ours), records(&direct).len()), (records(&direct), 1), "{line}");
+        assert_eq!(lab.kernel.answer(&packet, 0, clock::now()), ours, "{line}: in the kernel");
     }
     let many = lab.ask("many.example.org", RecordType::A).await;
     assert!(many.metadata.truncation, "fetched over TCP, and cut for this client");
