@@ -3,6 +3,8 @@
 
 mod message;
 mod plain;
+
+pub use self::message::match_answer;
 pub mod tls;
 
 use std::{

@@ -19,4 +19,5 @@ mod nat;
 mod nft;
 mod oracle;
 mod queries;
+mod targets;
 mod world;

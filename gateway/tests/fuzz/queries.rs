@@ -136,7 +136,7 @@ pub fn query(rng: &mut Rng) -> Vec<u8> {
 }
 
 /// Damage to a message, of which a part still is a query.
-fn damage(rng: &mut Rng, message: &mut Vec<u8>) {
+pub fn damage(rng: &mut Rng, message: &mut Vec<u8>) {
     for _ in 0..rng.below(4) {
         let at = rng.below(message.len());
         match rng.below(6) {

@@ -65,7 +65,7 @@ fn padding(len: usize) -> Vec<u8> {
 
 /// The message, when it answers this question: a response with the ID and the question asked, the name in whatever case.
 /// A server that cannot read the question may leave it out of its FORMERR, and a cut answer may end anywhere behind the question.
-pub(super) fn match_answer(id: u16, ask: &Ask, bytes: &[u8]) -> Option<Message> {
+pub fn match_answer(id: u16, ask: &Ask, bytes: &[u8]) -> Option<Message> {
     let header: &[u8; 12] = bytes.first_chunk()?;
     if header[..2] != id.to_be_bytes() || header[2] & 0xf8 != 0x80 {
         return None;
