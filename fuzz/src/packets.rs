@@ -48,7 +48,11 @@ fn inside<A: Address + core::fmt::Debug>(data: &[u8], l3: usize, parsed: Parsed<
             let other = fragment.other;
             assert!(other.l4 <= l3 + other.total as usize && l3 + other.total as usize <= data.len());
             let len = other.total as usize - (other.l4 - other.l3);
-            assert!(len > 0 && usize::from(fragment.offset) * 8 + len <= 0xffff && (!fragment.more || len.is_multiple_of(8)));
+            assert!(
+                len > 0
+                    && usize::from(fragment.offset) * 8 + len <= 0xffff
+                    && (!fragment.more || len.is_multiple_of(8))
+            );
             if fragment.offset == 0
                 && let Parsed::Packet(packet) = parse::first(&data, &fragment)
             {

@@ -28,7 +28,7 @@ pub struct Case<'a> {
 }
 
 /// Counted beside what became of the packet.
-const BESIDE: [Reason; 3] = [Reason::FlowCreated, Reason::FlowRebuilt, Reason::FlowMoved];
+const BESIDE: [Reason; 4] = [Reason::FlowCreated, Reason::FlowRebuilt, Reason::FlowMoved, Reason::Fragmented];
 const LEFT: [Reason; 3] = [Reason::DnsMiss, Reason::DnsExpired, Reason::DnsUnsupported];
 const DNS: [Reason; 4] = [Reason::DnsAnswered, Reason::DnsNoData, Reason::DnsNxDomain, Reason::DnsTruncated];
 
@@ -85,6 +85,7 @@ impl Case<'_> {
             Action::Redirect => {
                 that(finals.len() == 1, || format!("sent, but counted as {finals:?}"))?;
                 match finals[0] {
+                    Reason::Forwarded | Reason::Replied if self.has(Reason::Fragmented) => self.cut()?,
                     Reason::Forwarded | Reason::Replied => self.translated(false)?,
                     Reason::IcmpRelayed => self.relayed(false)?,
                     Reason::Echo => self.echoed()?,
@@ -184,6 +185,25 @@ impl Case<'_> {
         } else {
             that(plan.is_claimed(src) && plan.is_client(dst), || format!("a reply from {src:02x?} to {dst:02x?}"))
         }
+    }
+
+    /// Cut into fragments, of which this is the last one.
+    fn cut(&self) -> Check {
+        let (old, new) = self.facts()?;
+        let (a, b) = (self.before, self.after());
+        that(old.version == 4 && a[old.l3 + 6] & 0x40 == 0 && !self.xdp(), || "cut where it may not be".into())?;
+        that(!old.header_right || new.header_right, || "IPv4's checksum became wrong".into())?;
+        that(new.ttl == old.ttl.wrapping_sub(1) && new.end == b.len(), || format!("{new:?} of {old:?}"))?;
+        let (first, more) = old.fragment.unwrap_or((0, false));
+        let Some((offset, last)) = new.fragment else { return Err("not a fragment".into()) };
+        that(last == more && offset > first, || format!("the fragment at {offset} of one at {first}"))?;
+        let from = old.l4 + offset - first;
+        that(offset - first >= 20 && a.get(from..old.end) == Some(&b[new.l4..]), || "another payload".into())?;
+        let plan = &self.plans[0];
+        let (src, dst) = (new.src(b), new.dst(b));
+        let forth = plan.is_pod(dst) && plan.is_client(old.src(a));
+        let back = plan.is_client(dst) && plan.is_claimed(src);
+        that(forth || back, || format!("from {src:02x?} to {dst:02x?}"))
     }
 
     /// An error about a flow.

@@ -7,7 +7,7 @@
 //! | IP identification, type of service and "don't fragment" of errors that the two write themselves | an atomic datagram needs no identification (RFC 6864); the kernel copies the offender's type of service beneath the precedence |
 //! | source of "time exceeded" | the kernel's translation makes it the VIP's; a router on the way, the gateway among them, keeps its own address here: traceroute shows it |
 //! | source of a router's errors | as above |
-//! | IPv4 packets wider than the way out, "don't fragment" not set | a router fragments them; the gateway does not, and asks for smaller ones as it does with that bit: they are left out here |
+//! | IPv4 packets wider than the way out, "don't fragment" not set | the gateway cuts them with a helper whose packets a test run does not show; they are left out here, and are a test of their own (`datapath/split.rs`) |
 
 use std::collections::BTreeMap;
 
