@@ -7,6 +7,7 @@ mod life;
 mod mss;
 mod packets;
 mod ports;
+mod rates;
 mod split;
 mod table;
 mod twins;

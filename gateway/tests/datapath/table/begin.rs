@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cast::{Cast, ep, narrow_mtu, port},
-    packets::{ACK, Ends, FIN, RST, SYN, at, look, partial, tcp, tcp_with, udp, with_ttl},
+    packets::{ACK, Ends, FIN, RST, SYN, at, look, partial, tcp, tcp_with, udp, with_len, with_ttl},
     world::{Action, World},
 };
 
@@ -54,6 +54,11 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
     let mut padded = udp(web(5, port::ECHO_UDP), b"x");
     padded.resize(padded.len() + 17, 0xee);
     rows.push(Row::new("Ethernet padding is nobody's data", padded, sent(NEW, to_pod)));
+    // A datagram may be shorter than what IP carries (RFC 768 has a length of its own): what is behind it stays there.
+    let mut trailed = udp(web(5, port::ECHO_UDP), b"a datagram");
+    trailed.extend(b"and more");
+    let len = trailed.len() - c.l4();
+    rows.push(Row::new("data behind a datagram", with_len(trailed, len), sent(NEW, to_pod)));
     rows.extend(checksums_at_the_edge(cast));
     rows.extend(refused(cast));
     rows.extend(ways(cast));

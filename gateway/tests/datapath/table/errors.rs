@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use gateway_common::maps::config;
+
 use super::{Row, checks::relayed, dropped, on, pass, replies::answered, sent};
 use crate::{
     cast::{CLIENT_MAC, Cast, POD_MAC, hop, port},
@@ -96,6 +98,7 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
         }
     }
     rows.extend(both_ways(c, "about much of a long datagram", &long, usual, if c.v6 { 1000 } else { 528 }));
+    rows.extend(routed(c, &segment, usual));
     rows.extend(nobodys(cast, &segment));
     rows.extend(of_this_node(cast));
     rows.extend(about_parts(cast));
@@ -130,6 +133,39 @@ fn both_ways(c: Cast, name: &str, frame: &[u8], (kind, code, rest): (u8, u8, [u8
                 error(from, c.web, &flow.came_back)
             },
             sent(RELAYED, move |case| relayed(expected.borrow().clone(), len, (as_if, c.pod), true, POD_MAC)(case)),
+        ));
+    }
+    rows
+}
+
+/// Where the client keeps its address: the endpoint's side speaks to it.
+fn routed(c: Cast, frame: &[u8], (kind, code, rest): (u8, u8, [u8; 4])) -> Vec<Row> {
+    let route = |world: &mut World| world.configure(|config| config.flags = config::ROUTED);
+    let mut rows = Vec::new();
+    for (who, from, as_if) in [("the pod", c.pod, c.web), ("a router", c.router, c.router)] {
+        let (original, begin) = (with_ttl(frame.to_vec(), 9), frame.to_vec());
+        rows.push(
+            Row::made(
+                format!("{who}'s error to a client that keeps its address"),
+                move |world| {
+                    route(world);
+                    icmp(from, c.client, kind, code, rest, quote(&flow(world, begin.clone()).arrived, 28))
+                },
+                sent(RELAYED, relayed(original, 28, (as_if, c.client), true, CLIENT_MAC)),
+            )
+            .at(Role::Cluster),
+        );
+    }
+    for (who, from) in [("the client", c.client), ("a router", c.router)] {
+        let begin = frame.to_vec();
+        let answer = with_ttl(tcp(Ends::new(c.pod, 8080, c.client, 70), SYN | ACK, b"an answer"), 9);
+        rows.push(Row::made(
+            format!("{who}'s error to the pod, where the client keeps its address"),
+            move |world| {
+                route(world);
+                icmp(from, c.web, kind, code, rest, quote(&flow(world, begin.clone()).came_back, 28))
+            },
+            sent(RELAYED, relayed(answer, 28, (from, c.pod), true, POD_MAC)),
         ));
     }
     rows

@@ -4,10 +4,10 @@ use super::{
     Row,
     begin::NEW,
     checks::{PORT_UNREACHABLE, TIME_EXCEEDED, expect, part_to_pod, told, too_big},
-    dropped, pass, sent,
+    dropped, on, pass, sent,
 };
 use crate::{
-    cast::{Cast, narrow_mtu, port},
+    cast::{Cast, ep, narrow_mtu, port},
     packets::{ACK, Ends, L3, at, fragment, ip, look, may_fragment, tcp, udp, with_ip, with_len, with_ttl},
     world::{Role, World, everywhere},
 };
@@ -55,6 +55,43 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
         Row::made("lies within another", behind(&[(0, 400)], 96, 200), overlap()),
         Row::made("covers others", behind(&[(0, 400), (480, 560)], 400, 800), overlap()),
         Row::made("an overlap ends the datagram", behind(&[(0, 400), (392, 800)], 800, 1009), overlap()),
+        Row::made(
+            "the first part of the next datagram with that identification",
+            behind(&[(0, 400), (800, 1009), (400, 800)], 0, 400),
+            sent(ON, part_to_pod),
+        ),
+        Row::made(
+            "the end once more, of a whole datagram",
+            behind(&[(0, 400), (400, 800), (800, 1009)], 800, 1009),
+            overlap(),
+        ),
+        Row::made(
+            "the middle when its datagram's time is over",
+            {
+                let part = part.clone();
+                move |world| {
+                    // 30 seconds of one tick each.
+                    world.configure(|config| config.hz = 1);
+                    world.uplink(&part(0, 400));
+                    std::thread::sleep(std::time::Duration::from_millis(400));
+                    part(400, 800)
+                }
+            },
+            early("fragment"),
+        )
+        .xdp(pass(&[("fragment_tc", 1)])),
+        Row::made(
+            "the first part to an endpoint that is gone moves on",
+            {
+                let part = part.clone();
+                move |world| {
+                    world.uplink(&udp(web(port::ECHO_UDP), b"before"));
+                    world.lose_endpoint(ep::ECHO);
+                    part(0, 400)
+                }
+            },
+            sent(&[("flow_created", 1), ("flow_moved", 1), ("forwarded", 1)], part_to_pod),
+        ),
         Row::new("the middle before the first part", part(400, 800), early("fragment"))
             .xdp(pass(&[("fragment_tc", 1)])),
         Row::new("the end before the first part", part(800, 1009), early("fragment")).xdp(pass(&[("fragment_tc", 1)])),
@@ -117,7 +154,66 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
     ];
     rows.extend(odd(cast));
     rows.extend(back(cast));
+    rows.extend(of_this_node(cast));
     rows
+}
+
+/// Parts of datagrams to this node's own sockets, and of theirs: the stack cuts them before they pass the egress.
+fn of_this_node(cast: &Cast) -> Vec<Row> {
+    let c = *cast;
+    let request = may_fragment(udp(Ends::new(c.client, 93, c.web, port::LOCAL_UDP), &[0x11; 900]));
+    let answer = may_fragment(udp(Ends::new(c.own, 6443, c.client, 93), &[0x22; 900]));
+    let to = |src, sport, dst, dport| {
+        move |case: &super::Case<'_>| {
+            let (old, new) = (look(case.before)?, look(&case.after.frame)?);
+            expect((new.src, new.dst, new.ttl) == (src, dst, old.ttl), "addresses and TTL", &new)?;
+            let head = if old.fragment.is_some_and(|(offset, _)| offset == 0) { 8 } else { 0 };
+            expect(head == 0 || (new.sport, new.dport) == (sport, dport), "ports", &new)?;
+            expect(
+                new.kept == old.kept && new.payload[head..] == old.payload[head..] && new.len == old.len,
+                "content",
+                &new,
+            )
+        }
+    };
+    let up = to(c.client, 93, c.own, 6443);
+    let down = to(c.web, port::LOCAL_UDP, c.client, 93);
+    let (there, part) = (request.clone(), request.clone());
+    let (begun, first, later) = (request.clone(), answer.clone(), answer);
+    vec![
+        Row::new(
+            "the first part to this node",
+            fragment(&request, 0, 400),
+            on(&[("flow_created", 1), ("forwarded", 1), ("local", 1)], up),
+        ),
+        Row::made(
+            "a later part to this node",
+            move |world| {
+                world.uplink(&fragment(&there, 0, 400));
+                fragment(&part, 400, 908)
+            },
+            on(&[("forwarded", 1), ("local", 1)], up),
+        ),
+        Row::made(
+            "the first part of this node's answer",
+            move |world| {
+                world.uplink(&begun);
+                fragment(&first, 0, 400)
+            },
+            on(&[("replied", 1)], down),
+        )
+        .at(Role::Egress),
+        Row::made(
+            "a later part of this node's answer",
+            move |world| {
+                world.uplink(&request);
+                world.run(Role::Egress, &fragment(&later, 0, 400));
+                fragment(&later, 400, 908)
+            },
+            on(&[("replied", 1)], down),
+        )
+        .at(Role::Egress),
+    ]
 }
 
 /// What the first part of a segment became: its header is longer than a datagram's.

@@ -1,5 +1,7 @@
 //! What comes back from endpoints, and what only looks so.
 
+use gateway_common::maps::config;
+
 use super::{
     Case, Row,
     checks::{TIME_EXCEEDED, Told, expect, from_local, to_client, told, too_big},
@@ -135,6 +137,19 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
         )
         .at(Role::Cluster),
     ]);
+    rows.push(
+        Row::made(
+            "a reply to a client that keeps its address",
+            move |world| {
+                world.configure(|config| config.flags = config::ROUTED);
+                let back = over_tcp(world);
+                assert_eq!((back.dst, back.dport), (c.client, 1));
+                tcp(back, SYN | ACK, b"")
+            },
+            sent(REPLIED, to_client(port::HTTP, 1)),
+        )
+        .at(Role::Cluster),
+    );
     rows.extend(of_this_node(cast));
     rows
 }
