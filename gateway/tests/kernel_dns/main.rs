@@ -3,6 +3,7 @@
 //! Needs root. Nothing is attached: every frame is given by `BPF_PROG_TEST_RUN`.
 
 mod ageing;
+mod edns;
 mod families;
 mod frames;
 mod limit;
