@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 
 /// What the Kubernetes client says of an API server that does not answer, the source says as well, once and with what to do.
-const QUIET: &str = "kube_client=error,kube_runtime=error";
+const QUIET: &str = "kube_client=off,kube_runtime=error";
 
 /// Starts it with the filter of key `log`; `RUST_LOG` wins. Does nothing when a log is there already.
 pub fn init(filter: &str) {

@@ -19,7 +19,7 @@ use kube::{
 use rand::{Rng as _, rngs::StdRng, seq::IteratorRandom as _};
 use serde_json::{Value, json};
 
-use crate::topology::ipv6;
+use crate::{alike, topology::ipv6};
 
 /// The namespaces in which everything happens.
 pub const NAMESPACES: [&str; 2] = ["red", "blue"];
@@ -279,44 +279,33 @@ impl World {
         self.services.values().flat_map(|made| made.vips.iter().copied()).collect()
     }
 
-    /// Every question that the state implies, and some about what is not there; with the moment of the last change that it depends on.
-    pub fn questions(&self) -> Vec<(String, &'static str, Instant)> {
+    /// Every name that the state implies, and some that are not there; with the moment of the last change that they depend on.
+    pub fn names(&self) -> Vec<(String, alike::Kind, Instant)> {
         let mut all = Vec::new();
         for (key @ (namespace, name), made) in &self.services {
             let fqdn = format!("{name}.{namespace}.svc.cluster.local");
-            let mut ask = |name: String, rtype| all.push((name, rtype, made.changed));
-            ask(fqdn.clone(), "A");
-            ask(fqdn.clone(), "AAAA");
+            let mut say = |name: String, kind| all.push((name, kind, made.changed));
             if made.kind == Kind::External {
+                say(fqdn, alike::Kind::External(false));
                 continue;
             }
+            say(fqdn.clone(), alike::Kind::Service);
             for port in &made.ports {
                 let protocol = if port.udp { "udp" } else { "tcp" };
-                ask(format!("_{}._{protocol}.{fqdn}", port.name()), "SRV");
+                say(format!("_{}._{protocol}.{fqdn}", port.name()), alike::Kind::Port);
             }
             for vip in &made.vips {
-                ask(reverse(*vip), "PTR");
+                say(alike::reverse(*vip), alike::Kind::Pointer);
             }
             let first = self.slices.iter().find(|((of, number), _)| of == key && *number < 3);
-            if let Some((ip, _)) = first.and_then(|(_, slice)| slice.ready.first_key_value()) {
-                ask(format!("{}.{fqdn}", ip.to_string().replace('.', "-")), "A");
+            if let Some((ip, ready)) = first.and_then(|(_, slice)| slice.ready.first_key_value()) {
+                let kind = if *ready { alike::Kind::Endpoint } else { alike::Kind::Nothing };
+                say(format!("{}.{fqdn}", ip.to_string().replace('.', "-")), kind);
             }
         }
-        all.extend(self.gone.iter().map(|((ns, name), at)| (format!("{name}.{ns}.svc.cluster.local"), "A", *at)));
+        let nothing = alike::Kind::Nothing;
+        all.extend(self.gone.iter().map(|((ns, name), at)| (format!("{name}.{ns}.svc.cluster.local"), nothing, *at)));
         all
-    }
-}
-
-fn reverse(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(ip) => {
-            let [a, b, c, d] = ip.octets();
-            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
-        }
-        IpAddr::V6(ip) => {
-            let digits = ip.octets().into_iter().rev().flat_map(|byte| [byte & 15, byte >> 4]);
-            digits.map(|digit| format!("{digit:x}.")).collect::<String>() + "ip6.arpa"
-        }
     }
 }
 
