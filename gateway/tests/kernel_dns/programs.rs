@@ -142,6 +142,17 @@ impl Bench {
         Self { ebpf, table: Table::default(), next_large: 1 }
     }
 
+    /// Takes every answer out of the maps and the table.
+    pub fn clear(&mut self) {
+        let mut answers: HashMap<_, [u8; KEY], [u8; ENTRY]> = map(&mut self.ebpf, "ANSWERS");
+        let keys: Vec<_> = answers.keys().map(|key| key.expect("ANSWERS")).collect();
+        keys.iter().for_each(|key| answers.remove(key).expect("ANSWERS"));
+        let mut large: HashMap<_, u32, [u8; LARGE]> = map(&mut self.ebpf, "LARGE");
+        let keys: Vec<_> = large.keys().map(|key| key.expect("LARGE")).collect();
+        keys.iter().for_each(|key| large.remove(key).expect("LARGE"));
+        self.table = Table::default();
+    }
+
     /// Into the maps and the table.
     pub fn put(&mut self, name: &[u8], qtype: u16, bits: u8, answer: Answer) {
         if let Some(key) = key(name, qtype, bits)
