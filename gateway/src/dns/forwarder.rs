@@ -367,6 +367,8 @@ impl Forwarder {
         };
         let ttls = match source {
             Source::Stale => Ttls::Fixed(STALE_TTL),
+            // It has just come: as its server gave it, however busy this machine is.
+            Source::Upstream => Ttls::Aged(0),
             _ => Ttls::Aged(age(answer.head().stored, clock::now())),
         };
         let limit = if aliases.is_empty() { limit(target, asker.transport) } else { usize::from(u16::MAX) };
