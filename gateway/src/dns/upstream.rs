@@ -8,8 +8,9 @@ pub use self::message::match_answer;
 pub mod tls;
 
 use std::{
-    fmt,
+    fmt, io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -17,12 +18,13 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::rdata::opt::EdnsOption,
 };
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{clock, rules::Route};
 use message::Opt;
@@ -66,6 +68,9 @@ const ATTEMPTS: usize = 3;
 /// asked to wait for it only when the others failed too.
 const BACK_OFF: u64 = clock::seconds(1);
 const LONGEST_BACK_OFF: u64 = clock::seconds(60);
+
+/// Answers over UDP that nobody waits for alone any more: `None` is one that must be asked for over TCP.
+type Late = FuturesUnordered<Pin<Box<dyn Future<Output = io::Result<Option<Message>>> + Send>>>;
 
 /// What is asked: the question and the bits of the query that change its answer. Class IN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -217,19 +222,28 @@ impl Server {
     }
 
     /// One question to this server: a usable answer, or why there is none.
-    async fn ask(&self, ask: &Ask, mixed_case: bool, deadline: Instant) -> Result<Message, ExchangeError> {
+    /// What it may yet say after the time for one server goes to `late`.
+    async fn ask(
+        &self,
+        ask: &Ask,
+        mixed_case: bool,
+        deadline: Instant,
+        late: &mut Late,
+    ) -> Result<Message, ExchangeError> {
         self.queries.fetch_add(1, Ordering::Relaxed);
         let began = Instant::now();
-        let result = match self.exchange(ask, true, mixed_case, deadline).await {
+        let result = match self.exchange(ask, true, mixed_case, deadline, late).await {
             // A server from before EDNS (RFC 6891 section 7).
             Ok(answer) if answer.metadata.response_code == ResponseCode::FormErr && answer.edns.is_none() => {
-                self.exchange(ask, false, mixed_case, deadline).await
+                self.exchange(ask, false, mixed_case, deadline, late).await
             }
             other => other,
         };
         let result = result.and_then(|answer| match answer.metadata.response_code {
-            ResponseCode::NoError | ResponseCode::NXDomain => Ok(answer),
-            code => Err(ExchangeError::Refused { server: self.upstream.clone(), code, info: extended_error(&answer) }),
+            code if !is_usable(code) => {
+                Err(ExchangeError::Refused { server: self.upstream.clone(), code, info: extended_error(&answer) })
+            }
+            _ => Ok(answer),
         });
         match &result {
             Ok(_) => self.succeeded(began),
@@ -238,7 +252,14 @@ impl Server {
         result
     }
 
-    async fn exchange(&self, ask: &Ask, edns: bool, mixed_case: bool, end: Instant) -> Result<Message, ExchangeError> {
+    async fn exchange(
+        &self,
+        ask: &Ask,
+        edns: bool,
+        mixed_case: bool,
+        end: Instant,
+        late: &mut Late,
+    ) -> Result<Message, ExchangeError> {
         match &self.channel {
             Some(channel) => {
                 let opt = if edns { Opt::Padded } else { Opt::Absent };
@@ -246,10 +267,27 @@ impl Server {
             }
             None => {
                 let opt = if edns { Opt::Plain } else { Opt::Absent };
-                plain::exchange(&self.upstream, ask, opt, mixed_case, end).await
+                plain::exchange(&self.upstream, ask, opt, mixed_case, end, late).await
             }
         }
     }
+}
+
+const fn is_usable(code: ResponseCode) -> bool {
+    matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
+}
+
+/// The first usable answer to an earlier question, for as long as there are such that may come.
+async fn next_late(late: &mut Late) -> Option<Message> {
+    while let Some(answer) = late.next().await {
+        if let Ok(Some(answer)) = answer
+            && !answer.metadata.truncation
+            && is_usable(answer.metadata.response_code)
+        {
+            return Some(answer);
+        }
+    }
+    None
 }
 
 /// The code of the first Extended DNS Error in a message.
@@ -264,7 +302,8 @@ fn extended_error(message: &Message) -> Option<u16> {
 }
 
 /// Asks the servers of a rule in turn, those that failed and have not answered since last, until one gives a usable answer: NOERROR or
-/// NXDOMAIN. Servers that did not answer are asked again; those that said no are not.
+/// NXDOMAIN. Servers that did not answer are asked again; those that said no are not. What a slow server says to an earlier question
+/// is as good.
 ///
 /// # Errors
 /// What the last server did, when none gave an answer within `patience` or the resolver's own limit.
@@ -276,7 +315,7 @@ pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result
         try_again(&order, route, ask);
     }
     let mut last = ExchangeError::Nobody;
-    let mut attempts = 0;
+    let (mut attempts, mut late) = (0, Late::new());
     while !order.is_empty() && attempts < ATTEMPTS {
         let mut silent = Vec::with_capacity(order.len());
         for server in order {
@@ -284,7 +323,13 @@ pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result
                 return Err(last);
             }
             attempts += 1;
-            match server.ask(ask, route.mixed_case, end).await {
+            let mut later = Late::new();
+            let answer = tokio::select! {
+                answer = server.ask(ask, route.mixed_case, end, &mut later) => answer,
+                Some(answer) = next_late(&mut late) => return Ok(answer),
+            };
+            late.extend(later);
+            match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     if matches!(error, ExchangeError::Timeout(_)) {
@@ -296,7 +341,11 @@ pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result
         }
         order = silent;
     }
-    Err(last)
+    // Servers that said no have been passed over at once: who is slow still has time.
+    match timeout_at(end, next_late(&mut late)).await {
+        Ok(Some(answer)) => Ok(answer),
+        _ => Err(last),
+    }
 }
 
 /// Asks servers that failed and are due the same question, while the client has its answer from another: how they are is found out
@@ -305,6 +354,9 @@ fn try_again(servers: &[&Arc<Server>], route: &Route, ask: &Ask) {
     let now = clock::now();
     for server in servers.iter().filter(|server| server.is_due(now)) {
         let (server, ask, mixed_case) = (Arc::clone(server), ask.clone(), route.mixed_case);
-        tokio::spawn(async move { server.ask(&ask, mixed_case, Instant::now() + PATIENCE).await.ok() });
+        tokio::spawn(async move {
+            // One that is slow is not well.
+            server.ask(&ask, mixed_case, Instant::now() + PATIENCE, &mut Late::new()).await.ok()
+        });
     }
 }

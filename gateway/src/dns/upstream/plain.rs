@@ -14,28 +14,33 @@ use tokio::{
 };
 
 use super::{
-    Ask, ExchangeError, TCP_PATIENCE, UDP_PATIENCE, Upstream,
+    Ask, ExchangeError, Late, TCP_PATIENCE, UDP_PATIENCE, Upstream,
     message::{Opt, encode, match_answer, mix_case},
 };
 
 /// Largest answer over UDP; the question allows less.
 const LARGEST: usize = 4096;
 
-/// One question and its answer.
+/// One question and its answer. When that takes long, it may still come to `late`.
 pub(super) async fn exchange(
     server: &Upstream,
     ask: &Ask,
     opt: Opt,
     mixed_case: bool,
     end: Instant,
+    late: &mut Late,
 ) -> Result<Message, ExchangeError> {
     let network = |error: io::Error| ExchangeError::Network(server.clone(), error.to_string());
     let id = rand::random();
     let query = encode(id, ask, opt);
     let deadline = end.min(Instant::now() + UDP_PATIENCE);
-    let answer = match timeout_at(deadline, over_udp(server.addr, id, ask, &query, mixed_case)).await {
+    let mut asking = Box::pin(over_udp(server.addr, id, ask.clone(), query.clone(), mixed_case));
+    let answer = match timeout_at(deadline, &mut asking).await {
         Ok(answer) => answer.map_err(network)?,
-        Err(_) => return Err(ExchangeError::Timeout(server.clone())),
+        Err(_) => {
+            late.push(asking);
+            return Err(ExchangeError::Timeout(server.clone()));
+        }
     };
     if let Some(answer) = answer.filter(|answer| !answer.metadata.truncation) {
         return Ok(answer);
@@ -53,8 +58,8 @@ pub(super) async fn exchange(
 async fn over_udp(
     server: SocketAddr,
     id: u16,
-    ask: &Ask,
-    query: &[u8],
+    ask: Ask,
+    mut query: Vec<u8>,
     mixed_case: bool,
 ) -> io::Result<Option<Message>> {
     let any: IpAddr = match server {
@@ -63,22 +68,21 @@ async fn over_udp(
     };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(server).await?;
-    let mut query = query.to_vec();
     let question = mixed_case.then(|| mix_case(&mut query, ask.name.len()));
     socket.send(&query).await?;
     let mut buffer = vec![0; LARGEST];
     loop {
         let len = socket.recv(&mut buffer).await?;
         let answer = &mut buffer[..len];
-        if match_answer(id, ask, answer).is_none() {
+        if match_answer(id, &ask, answer).is_none() {
             continue;
         }
-        let Some(question) = &question else { return Ok(match_answer(id, ask, answer)) };
+        let Some(question) = &question else { return Ok(match_answer(id, &ask, answer)) };
         match answer.get_mut(HEADER..HEADER + question.len()) {
             Some(echoed) if echoed == &question[..] => {
                 // Names that the answer only points to are in the question's case.
                 echoed[..ask.name.len()].copy_from_slice(&ask.name);
-                return Ok(match_answer(id, ask, answer));
+                return Ok(match_answer(id, &ask, answer));
             }
             _ => return Ok(None),
         }
