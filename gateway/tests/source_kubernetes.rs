@@ -353,6 +353,11 @@ async fn a_wrong_kubeconfig_is_an_error_that_names_it() {
     assert!(missing.to_string().contains("/nonexistent/kubeconfig"), "{missing}");
     let context = start(Some(path.clone()), Some("elsewhere")).await.to_string();
     assert!(context.contains(&path.display().to_string()) && context.contains("context elsewhere"), "{context}");
+    let mut exec: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    exec["users"][0]["user"] = json!({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never", "command": "/nonexistent/login"}});
+    fs::write(&path, exec.to_string()).unwrap();
+    let program = start(Some(path.clone()), None).await.to_string();
+    assert!(program.contains("credentials by program /nonexistent/login: ") && !program.contains('\n'), "{program}");
     fs::write(&path, "clusters: [").unwrap();
     let broken = start(Some(path.clone()), None).await.to_string();
     assert!(broken.contains(&path.display().to_string()) && !broken.contains('\n'), "{broken}");

@@ -39,8 +39,9 @@ pub(super) async fn start(
     config.read_timeout = Some(watch::WATCH_TIMEOUT + std::time::Duration::from_secs(15));
     let server = config.cluster_url.to_string();
     let (messages, told) = mpsc::unbounded_channel();
+    let program = program(&config);
     let client = ClientBuilder::try_from(config)
-        .map_err(|error| SourceError::Client { server: server.clone(), error: Box::new(error) })?
+        .map_err(|error| SourceError::Client { server: server.clone(), program, error: Box::new(error) })?
         .with_layer(&Observe::new(messages.clone()))
         .build();
     let mut watchers = JoinSet::new();
@@ -53,6 +54,11 @@ pub(super) async fn start(
         drop(watchers);
     });
     Ok(SourceHandle { status, task })
+}
+
+/// The program that tells the credentials, when the kubeconfig names one.
+fn program(config: &Config) -> Option<String> {
+    config.auth_info.exec.as_ref()?.command.clone()
 }
 
 async fn configuration(kubeconfig: Option<PathBuf>, context: Option<String>) -> Result<Config, SourceError> {

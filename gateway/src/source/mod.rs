@@ -129,11 +129,14 @@ pub enum SourceError {
     },
     /// The client cannot be built from the configuration.
     #[error(
-        "source.kubernetes: no client for API server {server}: {error}; check the certificates and the credentials"
+        "source.kubernetes: no client for API server {server}: {}{error}; check the certificates and the credentials",
+        program.as_ref().map(|program| format!("credentials by program {program}: ")).unwrap_or_default()
     )]
     Client {
         /// The server's URL.
         server: String,
+        /// The program that is to tell the credentials, when it is one.
+        program: Option<String>,
         /// Why.
         error: Box<kube::Error>,
     },

@@ -23,8 +23,12 @@ pub(in super::super) async fn access(
     let mut config = super::configuration(kubeconfig, context).await?;
     (config.connect_timeout, config.read_timeout) = (Some(PATIENCE), Some(PATIENCE));
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config)
-        .map_err(|error| SourceError::Client { server: server.clone(), error: Box::new(error) })?;
+    let program = super::program(&config);
+    let client = Client::try_from(config).map_err(|error| SourceError::Client {
+        server: server.clone(),
+        program,
+        error: Box::new(error),
+    })?;
     let silent =
         |error: &(dyn std::error::Error + 'static)| SourceError::Silent { server: server.clone(), error: chain(error) };
     // Its absence is not a matter of permission.
