@@ -199,7 +199,17 @@ impl Epoch<'_> {
             let whole = frames::packet(&whole).unwrap_or(packet);
             let id = self.rng.number() as u32;
             let size = 8 * (1 + self.rng.below(60));
-            for part in frames::fragments(whole, size, id).into_iter().take(4) {
+            let parts = frames::fragments(whole, size, id);
+            // An error about the first one, as the endpoint's side sees it.
+            if program == uplink && parts.len() > 1 {
+                let sent = self.run(program, &frames::frame(&parts[0], &[], unchecked))?;
+                if sent.has(Reason::Forwarded) && sent.action == Action::Redirect {
+                    let quoted = frames::packet(&sent.frame).unwrap_or_default().to_vec();
+                    let about = error_about(&mut self.rng, &plan.router, &quoted);
+                    self.template(cluster, &about, false);
+                }
+            }
+            for part in parts.into_iter().take(4) {
                 self.template(program, &part, unchecked);
             }
         }

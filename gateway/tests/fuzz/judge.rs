@@ -215,8 +215,12 @@ impl Case<'_> {
         self.sums(&old, &new)?;
         let inner = |facts: &Facts, frame: &[u8]| {
             let l3 = facts.l4 + 8;
-            let l4 = l3 + if facts.version == 4 { 20 } else { 40 };
-            let proto = frame[l3 + if facts.version == 4 { 9 } else { 6 }];
+            let mut l4 = l3 + if facts.version == 4 { 20 } else { 40 };
+            let mut proto = frame[l3 + if facts.version == 4 { 9 } else { 6 }];
+            if facts.version == 6 && proto == 44 && frame.len() > l4 {
+                // The first fragment of a datagram.
+                (proto, l4) = (frame[l4], l4 + 8);
+            }
             let header_right = facts.version == 6 || fold(add(&frame[l3..l3 + 20])) == 0;
             (
                 Facts { l3, l4, proto, header_right, sum: Sum::Unknown, fragment: None, tags: 0, ..*facts },
