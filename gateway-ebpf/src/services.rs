@@ -1,7 +1,7 @@
 //! Whose packet to which Service: claims, views, Services, and the choice of an endpoint.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
 };
@@ -43,7 +43,7 @@ static SERVICES4: HashMap<ServiceKey<[u8; 4]>, Service> =
 static SERVICES6: HashMap<ServiceKey<[u8; 16]>, Service> =
     HashMap::with_max_entries(capacity::SERVICES, BPF_F_NO_PREALLOC);
 #[map]
-static MAGLEV: Array<u32> = Array::with_max_entries(capacity::MAGLEV, 0);
+static MAGLEV: Array<u32> = Array::with_max_entries(capacity::MAGLEV, BPF_F_MMAPABLE);
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
 

@@ -160,10 +160,11 @@ fn measure(size: Size) -> Result<Figures> {
         Ok(())
     })?;
     let maps = Services::of(pid)?;
-    let rest = to_map(&api, &maps, size, REST, 1)?;
+    let mut turns = vec![0; size.services as usize];
+    let rest = to_map(&api, &maps, &mut turns, REST)?;
     let mut busy = Times::default();
     let busy_cpu = spent(&mut || {
-        busy = to_map(&api, &maps, size, BUSY, 2)?;
+        busy = to_map(&api, &maps, &mut turns, BUSY)?;
         Ok(())
     })?;
     let large = (size.large > 0).then(|| large_to_map(&api, &maps, size)).transpose()?;
@@ -281,17 +282,19 @@ fn follow<T: Send>(
     })
 }
 
-/// From an ordinary Service's slice to its entry in the kernel's map.
-fn to_map(api: &Api, maps: &Services, size: Size, pace: (Duration, u32), round: u32) -> Result<Times> {
+/// From an ordinary Service's slice to its entry in the kernel's map; `turns` says how often each Service has changed.
+fn to_map(api: &Api, maps: &Services, turns: &mut [u32], pace: (Duration, u32)) -> Result<Times> {
     let change = |number: u32| {
         // Far from one another, and each one anew before any comes twice.
-        let service = number.wrapping_mul(7_919) % size.services;
-        let (vip, turn) = (world::vip(service), round + number / size.services);
+        let service = number.wrapping_mul(7_919) % u32::try_from(turns.len())?;
+        let vip = world::vip(service);
         let before = maps.table(vip)?;
-        let at = api.put("endpointslices", world::ordinary_slice(service, turn));
+        let turn = &mut turns[service as usize];
+        *turn += 1;
+        let at = api.put("endpointslices", world::ordinary_slice(service, *turn));
         Ok(Change { at, of: (vip, before) })
     };
-    follow(pace, change, |(vip, before)| Ok(maps.table(*vip)? != *before))
+    follow(pace, change, |(vip, before)| Ok(maps.table(*vip)? != *before)).context("ordinary Services")
 }
 
 /// The same for the large Service, of whose slices one changes at a time.
@@ -303,6 +306,7 @@ fn large_to_map(api: &Api, maps: &Services, size: Size) -> Result<Times> {
         Ok(Change { at, of: before })
     };
     follow((Duration::from_millis(500), 20), change, |before| Ok(maps.table(vip)? != *before))
+        .context("the large Service")
 }
 
 /// From a headless Service's slice to the address in a client's answer. Runs in the client's namespace.
@@ -314,5 +318,5 @@ fn to_answer(api: &Api) -> Result<Times> {
         let name = format!("{}.named.svc.cluster.local", world::headless(of));
         Ok(Change { at: api.put("endpointslices", slice), of: (name, addr) })
     };
-    follow(BUSY, change, |(name, addr)| Ok(asker.ask(name)? == Some(*addr)))
+    follow(BUSY, change, |(name, addr)| Ok(asker.ask(name)? == Some(*addr))).context("names")
 }

@@ -362,8 +362,7 @@ impl Services {
             .into_iter()
             .map(|n| indices.get(n as usize).copied().unwrap_or_default())
             .collect();
-        let places: Vec<u32> = (slots.start..slots.start + slots.len).collect();
-        if let Err(source) = self.maps.maglev.put_many(&places, &values) {
+        if let Err(source) = self.maps.maglev.fill(slots.start, &values) {
             self.slots.give(now, slots);
             return Err(KernelError::map(self.maps.maglev.name(), source));
         }

@@ -152,12 +152,14 @@ pub fn slice(object: discovery::EndpointSlice, problems: &mut Vec<String>) -> Op
         .into_iter()
         .filter_map(|p| slice_port(p.name, p.port, p.protocol.as_deref(), "ports", &mut complaints));
     let ports = ports.collect();
-    let endpoints = object
+    let mut endpoints: Vec<_> = object
         .endpoints
         .unwrap_or_default()
         .into_iter()
         .filter_map(|e| slice_endpoint(e, v4, &mut complaints))
         .collect();
+    // Large clusters have hundreds of thousands, and each stays.
+    endpoints.shrink_to_fit();
     Some(Slice { name, service, legacy: false, ports, endpoints })
 }
 
