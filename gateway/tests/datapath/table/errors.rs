@@ -99,6 +99,7 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
     }
     rows.extend(both_ways(c, "about much of a long datagram", &long, usual, if c.v6 { 1000 } else { 528 }));
     rows.extend(routed(c, &segment, usual));
+    rows.extend(extended(c, &segment));
     rows.extend(nobodys(cast, &segment));
     rows.extend(of_this_node(cast));
     rows.extend(about_parts(cast));
@@ -136,6 +137,42 @@ fn both_ways(c: Cast, name: &str, frame: &[u8], (kind, code, rest): (u8, u8, [u8
         ));
     }
     rows
+}
+
+/// With an extension behind the quote (RFC 4884, here RFC 4950's label): 128 bytes of quote, whose length the header says.
+fn extended(c: Cast, frame: &[u8]) -> Vec<Row> {
+    let (kind, rest) = if c.v6 { (3, [16, 0, 0, 0]) } else { (11, [0, 32, 0, 0]) };
+    let full = |mut frame: Vec<u8>| {
+        frame.resize(14 + 128, 0);
+        frame.extend([0x20, 0, 0x9b, 0xe6, 0, 8, 1, 1, 0x12, 0x34, 0x51, 1]);
+        frame
+    };
+    let (original, begin, again) = (full(with_ttl(frame.to_vec(), 9)), frame.to_vec(), frame.to_vec());
+    vec![
+        Row::made(
+            "an extended error to the client",
+            move |world| icmp(c.router, c.own, kind, 0, rest, &full(flow(world, begin.clone()).arrived)[14..]),
+            sent(RELAYED, relayed(original, 1000, (c.router, c.client), true, CLIENT_MAC)),
+        )
+        .at(Role::Cluster),
+        Row::made(
+            "an extended error to the pod",
+            move |world| {
+                world.configure(|config| config.flags = config::ROUTED);
+                icmp(c.router, c.web, kind, 0, rest, &full(flow(world, again.clone()).came_back)[14..])
+            },
+            sent(
+                RELAYED,
+                relayed(
+                    full(with_ttl(tcp(Ends::new(c.pod, 8080, c.client, 70), SYN | ACK, b"an answer"), 9)),
+                    1000,
+                    (c.router, c.pod),
+                    true,
+                    POD_MAC,
+                ),
+            ),
+        ),
+    ]
 }
 
 /// Where the client keeps its address: the endpoint's side speaks to it.
