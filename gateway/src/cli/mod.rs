@@ -8,7 +8,7 @@ mod table;
 use std::{net::IpAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::{agent, config::Config};
 
@@ -56,13 +56,13 @@ enum Command {
         #[arg(long, value_name = "IP")]
         from: IpAddr,
         /// Destination address
-        #[arg(long, value_name = "IP", required_unless_present = "name", requires_all = ["proto", "port"])]
+        #[arg(long, value_name = "IP", required_unless_present = "name", requires = "proto")]
         to: Option<IpAddr>,
-        /// Protocol
-        #[arg(long, value_name = "tcp|udp", conflicts_with = "name")]
+        /// Protocol; icmp is an echo request
+        #[arg(long, value_name = "tcp|udp|icmp", conflicts_with = "name")]
         proto: Option<Transport>,
-        /// Destination port
-        #[arg(long, value_name = "N", conflicts_with = "name")]
+        /// Destination port; not for icmp
+        #[arg(long, value_name = "N", conflicts_with = "name", required_if_eq_any = [("proto", "tcp"), ("proto", "udp")])]
         port: Option<u16>,
         /// Source port: with it the very endpoint is told
         #[arg(long, value_name = "N", conflicts_with = "name")]
@@ -96,6 +96,7 @@ enum Command {
 enum Transport {
     Tcp,
     Udp,
+    Icmp,
 }
 
 /// Where the running agent is.
@@ -158,6 +159,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Dns(ask) => show(&ask, "dns", table::dns)?,
         Command::Drops(ask) => show(&ask, "drops", table::drops)?,
         Command::Explain { from, to, proto, port, sport, name, ask } => {
+            if matches!(proto, Some(Transport::Icmp)) && port.or(sport).is_some() {
+                let said = "an echo request has no ports: leave --port and --sport out with --proto icmp";
+                Cli::command().error(clap::error::ErrorKind::ArgumentConflict, said).exit();
+            }
             let mut path = format!("explain?from={from}");
             for (key, value) in [
                 ("to", to.map(|to| to.to_string())),

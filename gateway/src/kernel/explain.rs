@@ -29,9 +29,9 @@ pub struct Question {
     pub from: IpAddr,
     /// Where the packet goes.
     pub to: Option<IpAddr>,
-    /// IP protocol by name, `tcp` or `udp`.
+    /// `tcp`, `udp`, or `icmp`: an echo request.
     pub proto: Option<String>,
-    /// Destination port.
+    /// Destination port; none for an echo request.
     pub port: Option<u16>,
     /// Source port; without it every endpoint is possible.
     pub sport: Option<u16>,
@@ -128,6 +128,9 @@ impl State {
         {
             told.step(format!("a flow of that tuple is known, and goes on to {endpoint}"));
         }
+        if question.proto.as_deref() == Some("icmp") {
+            return self.explain_echo(told, &config, from, to, views);
+        }
         let claims = &self.services.maps().claims;
         if claims.get(&family::prefix(IpNet::from(to)))?.is_none() {
             return Ok(told.end("passed", format!("{to} is in no service CIDR and no VIP: not the gateway's business")));
@@ -197,6 +200,41 @@ impl State {
         Ok(told.end("forwarded", format!("to {which}, when it arrives on {}", tiers.join(" or "))))
     }
 
+    /// An echo request of a client.
+    fn explain_echo(
+        &self,
+        mut told: Explanation,
+        config: &Config,
+        from: IpAddr,
+        to: IpAddr,
+        views: &[String],
+    ) -> Result<Explanation, KernelError> {
+        if self.services.maps().claims.get(&family::prefix(IpNet::from(to)))?.is_none() {
+            return Ok(told.end("passed", format!("{to} is in no service CIDR and no VIP: not the gateway's business")));
+        }
+        told.step(format!("{to} is the gateway's business: in a service CIDR, or a VIP"));
+        let Some(view) = self.view_of(from)? else { return Ok(stranger(told, config, from)) };
+        let view_name = views.get(view as usize).map_or_else(|| format!("view {view}"), |n| format!("view {n}"));
+        told.step(format!("{from} is in {view_name}"));
+        let Some(vip) = self.services.maps().services.get(&family::service(to, 0, 0))? else {
+            return Ok(told.end("rejected", format!("no Service has the address {to}: host unreachable")));
+        };
+        let of_vip = self.services.list(&self.hops).into_iter().find(|info| info.vip == to && info.active);
+        told.service = of_vip.map(|info| format!("{}/{}", info.namespace, info.name));
+        if vip.views >> (view & 63) & 1 == 0 {
+            return Ok(denied(told, config, &view_name));
+        }
+        told.step(format!("{to} is Service {}", told.service.as_deref().unwrap_or("(unknown)")));
+        Ok(if vip.endpoints == 0 {
+            told.end("rejected", "it has no endpoint to send to: host unreachable")
+        } else {
+            told.end(
+                "answered",
+                "it has an endpoint: an echo reply from the VIP itself, at a limited rate for each client",
+            )
+        })
+    }
+
     /// The endpoint indices that the packet may take, one for each slot; a single one when the source port or affinity decides.
     fn slots(
         &self,
@@ -234,7 +272,8 @@ impl State {
         let last = affinity.get(&key).map_err(map)?.filter(|last| !clock.older(last.seen, found.affinity));
         let Some(last) = last else { return Ok(None) };
         let endpoint = self.services.maps().endpoints.get(&last.endpoint).map_err(map)?;
-        let same = endpoint.is_some_and(|e| e.generation == last.generation && e.service == found.id);
+        let takes = |e: &Endpoint| e.flags & gateway_common::maps::endpoint::DRAINING == 0;
+        let same = endpoint.is_some_and(|e| e.generation == last.generation && e.service == found.id && takes(&e));
         Ok(same.then_some(last.endpoint))
     }
 

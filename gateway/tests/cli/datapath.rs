@@ -169,6 +169,11 @@ fn explain_tells_what_becomes_of_packets_and_names() {
         }
         assert!(packet("10.90.1.7", "10.1.0.21").contains("host unreachable\nrejected"), "no such Service");
         assert!(packet("10.99.1.7", "10.1.0.20").contains("in no view"), "a stranger");
+        let echo = agent.ask("explain", &["--from", "10.90.1.7", "--to", "10.1.0.20", "--proto", "icmp"]);
+        assert!(
+            echo.contains("Service shop/web") && echo.contains("echo reply") && echo.ends_with("answered\n"),
+            "{echo}"
+        );
         let one = agent.ask(
             "explain",
             &[

@@ -12,6 +12,8 @@ fn wrong_usage_is_exit_2() {
         &["status", "-o", "xml"],
         &["setup-client", "--os", "plan9"],
         &["explain", "--from", "10.0.0.1"],
+        &["explain", "--from", "10.0.0.1", "--to", "10.1.0.1", "--proto", "tcp"],
+        &["explain", "--from", "10.0.0.1", "--to", "10.1.0.1", "--proto", "icmp", "--port", "80"],
         &["flows", "--limit", "many"],
         &[],
     ] {

@@ -56,6 +56,24 @@ fn every_verdict_of_a_packet_is_told_with_its_reason() {
         let (found, why, _) = told(from, to, port);
         assert!(found == verdict && why.contains(word), "{from} to {to} port {port}: {found}: {why}");
     }
+    let echo = |from: &str, to: &str| {
+        let asked = Question { proto: Some("icmp".into()), port: None, ..question(from, to, 0, None) };
+        let told = kernel.explain(&asked, &views).unwrap();
+        (told.verdict, told.why.last().unwrap().clone())
+    };
+    for (from, to, verdict, word) in [
+        (CLIENT, "10.1.0.1", "answered", "echo reply"),
+        ("fd90:1::100", "fd00:10::1", "answered", "echo reply"),
+        (CLIENT, "10.1.0.2", "rejected", "no endpoint"),
+        (CLIENT, "10.1.0.3", "rejected", "prohibited"),
+        (CLIENT, "10.1.0.9", "rejected", "host unreachable"),
+        (CLIENT, "10.90.1.1", "passed", "no service CIDR"),
+        ("192.0.2.1", "10.1.0.1", "dropped", "no view"),
+        (CLIENT, "fd00:10::1", "passed", "families"),
+    ] {
+        let (found, why) = echo(from, to);
+        assert!(found == verdict && why.contains(word), "echo from {from} to {to}: {found}: {why}");
+    }
     let (.., web) = told(CLIENT, "10.1.0.1", 80);
     assert_eq!(web.service.as_deref(), Some("shop/web"));
     assert_eq!(web.endpoints.len(), 2);
