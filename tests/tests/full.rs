@@ -61,6 +61,7 @@ fn long_lived_connections_survive(mode: &str) {
     // A few sockets may have had the port of an earlier one.
     let (begun, refused) = (counters.get("flow_created"), counters.get("flow_table_full"));
     assert!(begun + refused >= (2 * FLOWS * 9 / 10) as u64, "{mode}: {begun} flows begun and {refused} refused");
+    assert!(refused > 0, "{mode}: a full table refuses, and counts it");
     gateway.stop().expect("a clean end");
 }
 
