@@ -536,8 +536,8 @@ impl DnsKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DnsHash {
-    /// Two independent hashes.
-    pub lanes: [u64; 2],
+    /// The hash.
+    pub hash: u64,
 }
 
 /// Values in [`DnsKey`].
@@ -677,5 +677,5 @@ sizes! {
     FlowKey<[u8; 4]> = 16, FlowKey<[u8; 16]> = 40,
     Flow<[u8; 4]> = 80, Flow<[u8; 16]> = 104,
     Bucket = 16,
-    DnsKey = 72, DnsHash = 16, DnsEntry = 32 + 8 + 8 + 16 + 64 + 32 + 192, DnsLarge = 1216, Zone = 64 + 8 + 192,
+    DnsKey = 72, DnsHash = 8, DnsEntry = 32 + 8 + 8 + 16 + 64 + 32 + 192, DnsLarge = 1216, Zone = 64 + 8 + 192,
 }

@@ -27,6 +27,8 @@ pub trait Stages: Frame {
     fn known<N: Net>(&mut self, l3: usize, role: Role) -> Verdict;
     /// An untagged frame of IPv4, from its flow on.
     fn plain(&mut self, role: Role) -> Verdict;
+    /// An untagged frame of IPv4 that may be a query.
+    fn ask(&mut self) -> Verdict;
     /// A tagged frame.
     fn tagged(&mut self, role: Role) -> Verdict;
     /// Everything but packets of known flows that just go on.
@@ -71,11 +73,11 @@ fn l3(offset: u32) -> Option<usize> {
 }
 
 macro_rules! stages {
-    ($tier:ident, $ctx:ty, $plain:ident,
+    ($tier:ident, $ctx:ty, $plain:ident, $ask:ident,
      $known4:ident, $known6:ident, $tagged:ident, $slow4:ident, $slow6:ident, $other4:ident, $other6:ident,
      $cut4:ident, $cut6:ident, $lost4:ident, $lost6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $split:ident, $piece:ident, $clamp:ident, $leave:ident) => {
-        stages!(@way $tier, $ctx, $known4, V4, path::hot);
-        stages!(@way $tier, $ctx, $known6, V6, path::hot);
+        stages!(@way $tier, $ctx, $known4, V4, path::hot, true);
+        stages!(@way $tier, $ctx, $known6, V6, path::hot, true);
         stages!(@way $tier, $ctx, $slow4, V4, path::slow);
         stages!(@way $tier, $ctx, $slow6, V6, path::slow);
         stages!(@way $tier, $ctx, $other4, V4, path::other);
@@ -84,8 +86,8 @@ macro_rules! stages {
         stages!(@way $tier, $ctx, $cut6, V6, path::cut);
         stages!(@way $tier, $ctx, $lost4, V4, path::lost);
         stages!(@way $tier, $ctx, $lost6, V6, path::lost);
-        stages!(@alone $tier, $ctx, $question4, V4, path::question);
-        stages!(@alone $tier, $ctx, $question6, V6, path::question);
+        stages!(@alone $tier, $ctx, $question4, V4, path::question, false);
+        stages!(@alone $tier, $ctx, $question6, V6, path::question, false);
         stages!(@alone $tier, $ctx, $begin4, V4, path::begin);
         stages!(@alone $tier, $ctx, $begin6, V6, path::begin);
         stages!(@way $tier, $ctx, $relay4, V4, relay::stage);
@@ -98,7 +100,15 @@ macro_rules! stages {
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $plain(ctx: *mut $ctx, role: u32) -> u32 {
-            path::hot::<$tier<false>, V4>(&mut $tier::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+            path::hot::<$tier<false>, V4, false>(&mut $tier::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+        }
+
+        /// As above, for queries.
+        #[doc(hidden)]
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $ask(ctx: *mut $ctx) -> u32 {
+            path::question::<$tier<false>, V4, true>(&mut $tier::<false>::new(ctx), ETH_LEN).code()
         }
 
         #[doc(hidden)]
@@ -147,6 +157,10 @@ macro_rules! stages {
             #[inline(always)]
             fn plain(&mut self, role: Role) -> Verdict {
                 Verdict::from_code($plain(self.context().cast(), role as u32))
+            }
+            #[inline(always)]
+            fn ask(&mut self) -> Verdict {
+                Verdict::from_code($ask(self.context().cast()))
             }
             #[inline(always)]
             fn tagged(&mut self, role: Role) -> Verdict {
@@ -214,22 +228,22 @@ macro_rules! stages {
             }
         }
     };
-    (@alone $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:tt)+) => {
+    (@alone $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:ident)::+ $(, $known:literal)?) => {
         #[doc(hidden)]
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(ctx: *mut $ctx, offset: u32) -> u32 {
             let Some(offset) = l3(offset) else { return Verdict::Pass.code() };
-            $($to)+::<$tier<true>, $family>(&mut $tier::<true>::new(ctx), offset).code()
+            $($to)::+::<$tier<true>, $family $(, $known)?>(&mut $tier::<true>::new(ctx), offset).code()
         }
     };
-    (@way $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:tt)+) => {
+    (@way $tier:ident, $ctx:ty, $name:ident, $family:ident, $($to:ident)::+ $(, $known:literal)?) => {
         #[doc(hidden)]
         #[inline(never)]
         #[unsafe(no_mangle)]
         pub extern "C" fn $name(ctx: *mut $ctx, offset: u32, role: u32) -> u32 {
             let Some(offset) = l3(offset) else { return Verdict::Pass.code() };
-            $($to)+::<$tier<true>, $family>(&mut $tier::<true>::new(ctx), Role::from_code(role), offset).code()
+            $($to)::+::<$tier<true>, $family $(, $known)?>(&mut $tier::<true>::new(ctx), Role::from_code(role), offset).code()
         }
     };
 }
@@ -238,6 +252,7 @@ stages!(
     Xdp,
     xdp_md,
     gateway_xdp_plain,
+    gateway_xdp_ask,
     gateway_xdp_known4,
     gateway_xdp_known6,
     gateway_xdp_tagged,
@@ -266,6 +281,7 @@ stages!(
     Tc,
     __sk_buff,
     gateway_tc_plain,
+    gateway_tc_ask,
     gateway_tc_known4,
     gateway_tc_known6,
     gateway_tc_tagged,

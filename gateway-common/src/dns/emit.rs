@@ -8,7 +8,7 @@ use super::{
     resolve::Outcome,
     wire,
 };
-use crate::maps::{DnsKey, Zone};
+use crate::maps::{DnsKey, Zone, dns_key};
 
 /// A query with the bytes of its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Request {
             body(&mut message);
         }
         if reply.edns {
-            message.extend(opt(&self.query));
+            message.extend(opt(self.query.bits & dns_key::DO != 0));
         }
         message
     }

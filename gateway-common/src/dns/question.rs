@@ -74,8 +74,6 @@ pub struct Query {
     pub size: u16,
     /// Bytes of the name, root byte included.
     pub name_len: u16,
-    /// Bit n: a label, the root's included, begins at byte n of the name; of the first 64 bytes.
-    pub labels: u64,
     /// [`dns_key`] bits: DO and CD.
     pub bits: u8,
     /// The query has an OPT record.
@@ -142,11 +140,7 @@ pub fn parse<M: Message + ?Sized>(message: &M, len: usize) -> Result<Query, Unsu
     }
     let mut at = wire::HEADER;
     let mut ended = false;
-    let mut labels = 0u64;
     for _ in 0..=M::NAME / 2 {
-        if at < wire::HEADER + 64 {
-            labels |= 1 << ((at - wire::HEADER) & 63);
-        }
         let label = message.byte(at) as usize;
         if label == 0 {
             ended = true;
@@ -184,7 +178,6 @@ pub fn parse<M: Message + ?Sized>(message: &M, len: usize) -> Result<Query, Unsu
         qtype,
         size: 0,
         name_len: name_len as u16,
-        labels,
         bits: if flags & wire::CD != 0 { dns_key::CD } else { 0 },
         edns: false,
     };
@@ -254,6 +247,9 @@ impl Window {
     /// Longest message it holds.
     pub const LEN: usize = WINDOW_MASK + 1 - WINDOW_LEAD;
 
+    /// Bytes of a message before its first whole word in the window.
+    pub const START: usize = 8 - WINDOW_LEAD;
+
     /// A window with nothing in it.
     pub const EMPTY: Self = Self { words: [0; WINDOW_WORDS] };
 
@@ -271,27 +267,74 @@ impl Window {
         Some(window)
     }
 
-    /// Folds the query's name into `name` and hashes it. Returns the ones' complement sum of the question as the client wrote it,
-    /// as if it began at an even offset (it does), and the lanes of the hash.
+    /// Hashes the query's name of `len` bytes. Returns the ones' complement sum of the question as the client wrote it, as if it
+    /// began at an even offset (it does), and the name's sum for [`Keys::finish`].
     #[inline(always)]
-    pub fn fold(&self, len: usize, qtype: u16, name: &mut Folded, keys: &Keys) -> (u16, [u64; 2]) {
-        let (mut sum, mut lanes) = (0u64, [0; 2]);
+    pub fn hash(&self, len: usize, qtype: u16, keys: &Keys) -> (u16, u64) {
+        let (mut sum, mut hash) = (0u64, 0);
         for i in 0..NAME_WORDS {
-            let mut folded = 0;
-            if 8 * i < len {
-                let word = masked(self.words[NAME_WORD + i], len, i);
-                sum += (word >> 32) + (word & 0xFFFF_FFFF);
-                folded = fold_word(word);
-                keys.add(&mut lanes, i, folded);
+            if 8 * i + 8 > len {
+                break;
             }
-            name.words[i] = folded;
+            let word = self.words[NAME_WORD + i];
+            sum += (word >> 32) + (word & 0xFFFF_FFFF);
+            hash = keys.add(hash, i, word);
+        }
+        if len & 7 != 0 {
+            let (i, word) = self.last(len);
+            sum += (word >> 32) + (word & 0xFFFF_FFFF);
+            hash = keys.add(hash, i, word);
         }
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
         // Summed in native words; the sum of big-endian ones is the same number with its bytes swapped.
         let name = u16::from_be(fold_sum(sum as u32)) as u32;
         let tail = fold_sum(qtype as u32 + wire::IN as u32);
-        (fold_sum(name + at_parity(tail, len) as u32), lanes)
+        (fold_sum(name + at_parity(tail, len) as u32), hash)
+    }
+
+    /// Whether the query's name of `len` bytes is that one, which is folded, zero behind its end, and of as many bytes.
+    #[inline(always)]
+    pub fn is(&self, len: usize, other: &[u64; NAME_WORDS]) -> bool {
+        // Most clients write small letters.
+        for i in 0..NAME_WORDS {
+            if 8 * i + 8 > len {
+                break;
+            }
+            let word = self.words[NAME_WORD + i];
+            if word != other[i] && fold_word(word) != other[i] {
+                return false;
+            }
+        }
+        if len & 7 == 0 {
+            return true;
+        }
+        let (i, word) = self.last(len);
+        word == other[i] || fold_word(word) == other[i]
+    }
+
+    /// Folds the query's name of `len` bytes.
+    #[inline(always)]
+    pub fn fold(&self, len: usize, name: &mut Folded) {
+        for i in 0..NAME_WORDS {
+            name.words[i] = fold_word(masked(self.words[NAME_WORD + i], len, i));
+        }
+        let (mut labels, mut at) = (0u64, 0);
+        for _ in 0..=DNS_NAME / 2 {
+            if at >= len {
+                break;
+            }
+            labels |= 1 << (at & 63);
+            at += 1 + self.byte(wire::HEADER + at) as usize;
+        }
+        (name.len, name.labels) = (len as u64, labels);
+    }
+
+    /// The word that a name of `len` bytes ends in the midst of: its number, and its bytes with zeros behind the end.
+    #[inline(always)]
+    const fn last(&self, len: usize) -> (usize, u64) {
+        let i = len / 8 & (NAME_WORDS - 1);
+        (i, (u64::from_le(self.words[NAME_WORD + i]) & ((1 << (8 * (len & 7))) - 1)).to_le())
     }
 }
 
@@ -300,11 +343,15 @@ impl Window {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Folded {
     words: [u64; 2 * NAME_WORDS],
+    /// Bytes of the name.
+    len: u64,
+    /// Bit n: a label, the root's included, begins at byte n.
+    labels: u64,
 }
 
 impl Folded {
     /// An empty one.
-    pub const EMPTY: Self = Self { words: [0; 2 * NAME_WORDS] };
+    pub const EMPTY: Self = Self { words: [0; 2 * NAME_WORDS], len: 0, labels: 0 };
 
     /// The words of a name of any length that the kernel takes.
     #[inline(always)]
@@ -322,28 +369,15 @@ impl Folded {
         u64::from_le(low | high)
     }
 
-    /// Whether these are the first bytes of another name that is zero behind its end, and of as many bytes.
+    /// Whether the name is in a zone, whose name has `zone_len` bytes.
     #[inline(always)]
-    pub const fn is(&self, len: usize, other: &[u64; NAME_WORDS]) -> bool {
-        let mut i = 0;
-        while i < NAME_WORDS && 8 * i < len {
-            if self.words[i] != other[i] {
-                return false;
-            }
-            i += 1;
-        }
-        true
-    }
-
-    /// Whether the query's name is in a zone, whose name has `zone_len` bytes.
-    #[inline(always)]
-    pub const fn is_below(&self, query: &Query, zone: &[u64; NAME_WORDS], zone_len: usize) -> bool {
-        let len = query.name_len as usize;
+    pub const fn is_below(&self, zone: &[u64; NAME_WORDS], zone_len: usize) -> bool {
+        let len = self.len as usize;
         if zone_len > len || zone_len == 0 {
             return false;
         }
         let at = (len - zone_len) & (DNS_NAME - 1);
-        if query.labels >> at & 1 == 0 {
+        if self.labels >> at & 1 == 0 {
             return false;
         }
         let mut i = 0;

@@ -130,23 +130,18 @@ impl Reply {
         sum += at_parity(body, query.body_at()) as u32;
         if self.edns {
             // OPT: owner 0, type 41, size, extended RCODE and version 0, flags, length 0: words straddle its first byte.
-            let opt = wire::OPT_TYPE as u32 + DNS_MAX_UDP as u32 + dnssec_ok(query) as u32;
-            sum += at_parity(fold_sum(opt), self.opt_at(query) + 1) as u32;
+            let opt = wire::OPT_TYPE + DNS_MAX_UDP + if query.bits & dns_key::DO == 0 { 0 } else { 0x8000 };
+            sum += at_parity(opt, self.opt_at(query) + 1) as u32;
         }
         sum
     }
 }
 
-/// The OPT record of every answer to a query that had one.
+/// The OPT record of every answer to a query that had one, with or without DO (RFC 6891 section 6.1.2, RFC 3225).
 #[inline(always)]
-pub const fn opt(query: &Query) -> [u8; wire::OPT] {
+pub const fn opt(dnssec_ok: bool) -> [u8; wire::OPT] {
     let [size_high, size_low] = DNS_MAX_UDP.to_be_bytes();
-    [0, 0, wire::OPT_TYPE as u8, size_high, size_low, 0, 0, (dnssec_ok(query) >> 8) as u8, 0, 0, 0]
-}
-
-#[inline(always)]
-const fn dnssec_ok(query: &Query) -> u16 {
-    if query.bits & dns_key::DO != 0 { 0x8000 } else { 0 }
+    [0, 0, wire::OPT_TYPE as u8, size_high, size_low, 0, 0, if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]
 }
 
 /// Which of `count` rotating records comes first, the `turn`th time.

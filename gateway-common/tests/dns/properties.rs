@@ -4,6 +4,7 @@ use gateway_common::dns::{
     build::{EntryBuilder, Record as Entry, is_wire_name},
     emit::{Request, Sending},
     hash::Keys,
+    name::fold_word,
     question::{Folded, Window, parse},
     wire,
 };
@@ -92,9 +93,21 @@ proptest! {
         if let Some(window) = Window::of(&bytes) && request.name().len() <= 64 {
             prop_assert_eq!(parse(&window, bytes.len()), Ok(query));
             let key = gateway_common::dns::build::key(request.name(), query.qtype, query.bits).expect("a key");
-            let mut name = Folded::EMPTY;
-            let (_, lanes) = window.fold(usize::from(query.name_len), query.qtype, &mut name, &Keys::DEFAULT);
+            let (mut name, len) = (Folded::EMPTY, usize::from(query.name_len));
+            window.fold(len, &mut name);
             prop_assert_eq!(name.bytes(), &key.name[..]);
+            let words: [u64; 8] = bytemuck::cast(key.name);
+            prop_assert!(window.is(len, &words));
+            for bit in 0..8 * len {
+                let mut other = words;
+                other[bit / 64] ^= 1 << (bit % 64);
+                // What it is compared with is folded.
+                prop_assert!(other[bit / 64] != fold_word(other[bit / 64]) || !window.is(len, &other));
+            }
+            let (sum, lanes) = window.hash(len, query.qtype, &Keys::DEFAULT);
+            let question = &bytes[12..16 + len];
+            let folded = question.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low))).sum::<u32>();
+            prop_assert_eq!(u32::from(sum) % 0xFFFF, folded % 0xFFFF);
             prop_assert_eq!(Keys::DEFAULT.finish(lanes, key.tag()), Keys::DEFAULT.hash(&key));
         }
     }

@@ -24,6 +24,7 @@ use gateway_common::{
 };
 
 use super::limit;
+use crate::settings::now;
 
 #[map]
 static ANSWERS: HashMap<DnsHash, DnsEntry> = HashMap::with_max_entries(capacity::ANSWERS, BPF_F_NO_PREALLOC);
@@ -38,13 +39,14 @@ static DNS_SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[unsafe(no_mangle)]
 static DNS_KEYS: Keys = Keys::DEFAULT;
 
-/// The coarse clock lags by up to a tick, 10 ms with the slowest one; an answer must not outlive its entry by that.
-const TICK: u64 = 10_000_000;
+/// The coarse clock lags by up to a tick, 10 ms with the slowest one, and may be set just after the tick was counted. An answer must
+/// not outlive its entry by that.
+const LAG: u64 = 20_000_000;
 
 /// Bytes of [`Scratch::out`]: twice what an answer can need, so that any masked offset plus any masked length fits.
-const OUT: usize = 4096;
+const OUT_BYTES: usize = 4096;
 /// Offsets into [`Scratch::out`] and lengths of its parts.
-pub const OUT_MASK: usize = OUT / 2 - 1;
+pub const OUT_MASK: usize = OUT_BYTES / 2 - 1;
 /// Where the SOA's owner goes in [`Scratch::out`], so that the SOA behind it is on a word.
 const OWNER_AT: usize = 6;
 
@@ -56,29 +58,35 @@ const _: () = assert!(DNS_LARGE_BODY + wire::OPT <= OUT_MASK && OWNER_AT + 2 + D
 pub struct Scratch {
     /// The query as it came.
     pub window: Window,
-    /// Its name.
+    /// Its name, once [`gateway_dns_zone`] or the log wanted it.
     pub name: Folded,
-    lanes: [u64; 2],
     /// What it says.
     pub query: Query,
     /// Who asks, network order, as [`gateway_common::dns::limit::mapped`] has IPv4.
     pub source: [u32; 4],
-    /// Sum of the question.
-    question: u16,
+    /// The tick when the clock was last asked, and what it said.
+    tick: u64,
+    time: u64,
     /// The answer's header, network order.
     pub header: [[u8; 2]; 6],
     /// Sum of the whole answer.
     pub sum: u16,
     /// Bytes of header and question.
     pub body_at: u16,
-    /// Bytes behind them.
+    /// Bytes behind them, without OPT.
     pub len: u16,
     /// Where in `out` they are.
     pub from: u16,
     /// Rotation: offset of the first record, bytes of those that go last, and of those that go first.
     pub rotate: [u16; 3],
-    out: [u64; OUT / 8],
+    /// Whether OPT ends the answer: [`NO_OPT`], [`OPT`], [`OPT_WITH_DO`].
+    opt: u16,
+    out: [u64; OUT_BYTES / 8],
 }
+
+const NO_OPT: u16 = 0;
+const OPT: u16 = 1;
+const OPT_WITH_DO: u16 = 2;
 
 impl Scratch {
     /// This CPU's own.
@@ -89,17 +97,32 @@ impl Scratch {
         DNS_SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
     }
 
-    /// The same, for reading.
-    #[inline(always)]
-    pub fn read() -> Option<&'static Self> {
-        // SAFETY: as above.
-        DNS_SCRATCH.get_ptr(0).map(|scratch| unsafe { &*scratch })
-    }
-
     /// What goes behind the question.
     #[inline(always)]
-    pub fn out(&mut self) -> &mut [u8; OUT] {
+    pub fn out(&mut self) -> &mut [u8; OUT_BYTES] {
         bytemuck::cast_mut(&mut self.out)
+    }
+
+    /// `CLOCK_MONOTONIC` in ns, rather late than early. The clock is asked once a tick.
+    #[inline(always)]
+    fn now(&mut self) -> u64 {
+        let tick = now();
+        if self.tick != tick {
+            // SAFETY: the helper reads a clock.
+            self.time = unsafe { bpf_ktime_get_coarse_ns() } + LAG;
+            self.tick = tick;
+        }
+        self.time
+    }
+
+    /// OPT in two words, the second of which begins with the last byte of the first; none without OPT.
+    #[inline(always)]
+    pub const fn opt(&self) -> Option<(u64, u32)> {
+        if self.opt == NO_OPT {
+            return None;
+        }
+        let [a, b, c, d, e, f, g, h, i, j, k] = opt(self.opt == OPT_WITH_DO);
+        Some((u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([h, i, j, k])))
     }
 
     /// Copies the `MOST` words from `FROM` on, or those of them that `len` bytes reach into, to word `at` of `out`.
@@ -119,48 +142,30 @@ impl Scratch {
     }
 }
 
-/// Parses the query of `len` bytes in the scratch. 0: it is not understood.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn gateway_dns_question(len: u32) -> u32 {
-    let Some(scratch) = Scratch::get() else { return 0 };
-    let len = len as usize;
-    if len > Window::LEN {
-        return 0;
-    }
-    let Ok(query) = parse(&scratch.window, len) else { return 0 };
-    scratch.query = query;
-    1
-}
-
-/// Folds and hashes the name of the query in the scratch.
-#[inline(never)]
-#[unsafe(no_mangle)]
-pub extern "C" fn gateway_dns_name() -> u32 {
-    let Some(scratch) = Scratch::get() else { return 0 };
-    // SAFETY: the static is a plain value that lives as long as the program; volatile, as the agent changes it behind the compiler.
-    let keys = unsafe { &*core::hint::black_box(&raw const DNS_KEYS) };
-    let (len, qtype) = (scratch.query.name_len as usize, scratch.query.qtype);
-    (scratch.question, scratch.lanes) = scratch.window.fold(len, qtype, &mut scratch.name, keys);
-    1
-}
-
 /// The number of the longest zone that the name in the scratch is in; [`MAX_ZONES`]: none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_dns_zone() -> u32 {
     let mut found = MAX_ZONES as u32;
-    let Some(scratch) = Scratch::read() else { return found };
+    let Some(scratch) = Scratch::get() else { return found };
+    scratch.window.fold(scratch.query.name_len as usize, &mut scratch.name);
     let mut longest = 0;
     for index in 0..MAX_ZONES as u32 {
         let Some(zone) = ZONES.get(index) else { break };
         let len = zone.name_len as usize;
-        if len > longest && scratch.name.is_below(&scratch.query, zone.name_words(), len) {
+        if len > longest && scratch.name.is_below(zone.name_words(), len) {
             longest = len;
             found = index;
         }
     }
     found
+}
+
+/// The keys that the agent has chosen.
+#[inline(always)]
+fn keys() -> &'static Keys {
+    // SAFETY: the static is a plain value that lives as long as the program; in the box, as the agent changes it behind the compiler.
+    unsafe { &*core::hint::black_box(&raw const DNS_KEYS) }
 }
 
 /// An entry in its map.
@@ -190,9 +195,10 @@ impl Held {
 
 /// The maps, seen from one query.
 struct Tables<'a> {
-    name: &'a Folded,
+    window: &'a Window,
     len: usize,
-    lanes: [u64; 2],
+    /// The name's sum for the hash.
+    hash: u64,
     /// Another name was found under the query's hash: nothing is known about the query then.
     collided: bool,
 }
@@ -204,11 +210,9 @@ impl Lookup for Tables<'_> {
     #[inline(always)]
     fn entry(&mut self, qtype: u16, bits: u8) -> Option<Held> {
         let tag = dns_key::tag(qtype, bits, self.len as u8);
-        // SAFETY: as in `gateway_dns_name`.
-        let keys = unsafe { &*core::hint::black_box(&raw const DNS_KEYS) };
-        let found = Held(ANSWERS.get_ptr_mut(keys.finish(self.lanes, tag))?);
+        let found = Held(ANSWERS.get_ptr_mut(keys().finish(self.hash, tag))?);
         let entry = found.head();
-        if entry.tag == tag && self.name.is(self.len, entry.name_words()) {
+        if entry.tag == tag && self.window.is(self.len, entry.name_words()) {
             return Some(found);
         }
         self.collided = true;
@@ -222,38 +226,57 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn now(&mut self) -> u64 {
-        // SAFETY: the helper reads a clock.
-        unsafe { bpf_ktime_get_coarse_ns() + TICK }
+        Scratch::get().map_or(u64::MAX, Scratch::now)
     }
 }
 
 /// [`gateway_dns_answer`] has an answer.
 pub const ANSWERED: u32 = 1 << 16;
 
-/// Looks the query in the scratch up for a client of that view and lays its answer out there. The number of a [`Reason`]: with
-/// [`ANSWERED`] what the answer is counted as, else why there is none.
+/// [`answer`] as a function of its own: the number that it is counted as, with [`ANSWERED`] when there is one.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn gateway_dns_answer(view: u32) -> u32 {
-    let Some(asked) = Scratch::read() else { return Reason::DnsMiss as u32 };
-    let query = asked.query;
-    let mut tables = Tables { name: &asked.name, len: query.name_len as usize, lanes: asked.lanes, collided: false };
+pub extern "C" fn gateway_dns_answer(len: u32, view: u32) -> u32 {
+    // The mask is the verifier's.
+    match answer(len as usize & 0xff, view) {
+        Ok(reason) => reason | ANSWERED,
+        Err(reason) => reason,
+    }
+}
+
+/// Looks the query of `len` bytes in the scratch up for a client of that view and lays its answer out there. `Ok`: the number of the
+/// [`Reason`] that it is counted as.
+///
+/// # Errors
+/// Why there is no answer, by number.
+#[inline(always)]
+pub fn answer(len: usize, view: u32) -> Result<u32, u32> {
+    const UNSUPPORTED: u32 = Reason::DnsUnsupported as u32;
+    const MISS: u32 = Reason::DnsMiss as u32;
+    let scratch = Scratch::get().ok_or(UNSUPPORTED)?;
+    scratch.query = parse(&scratch.window, len).map_err(|_| UNSUPPORTED)?;
+    // Read back: however the parser came to its end, the verifier goes on with one state.
+    let scratch = Scratch::get().ok_or(UNSUPPORTED)?;
+    let query = scratch.query;
+    let len = query.name_len as usize;
+    let (question, hash) = scratch.window.hash(len, query.qtype, keys());
+    let mut tables = Tables { window: &scratch.window, len, hash, collided: false };
     let found = resolve(&mut tables, &query, view);
     if tables.collided {
-        return Reason::DnsMiss as u32;
+        return Err(MISS);
     }
-    let Some(scratch) = Scratch::get() else { return Reason::DnsMiss as u32 };
     let verdict = match found {
-        Found::Miss => return Reason::DnsMiss as u32,
-        Found::Expired => return Reason::DnsExpired as u32,
+        Found::Miss => return Err(MISS),
+        Found::Expired => return Err(Reason::DnsExpired as u32),
         _ => limit::take(view),
     };
     if verdict == Verdict::Drop {
-        return Reason::DnsLimited as u32;
+        return Err(Reason::DnsLimited as u32);
     }
     let slips = verdict == Verdict::Slip;
+    let scratch = Scratch::get().ok_or(MISS)?;
     let (reply, from, sum) = match found {
-        Found::Miss | Found::Expired => return Reason::DnsMiss as u32,
+        Found::Miss | Found::Expired => return Err(MISS),
         _ if slips => {
             scratch.rotate = [0; 3];
             (Reply::slip(&query), 0, 0)
@@ -263,28 +286,25 @@ pub extern "C" fn gateway_dns_answer(view: u32) -> u32 {
             scratch.rotate = [0; 3];
             let sum = if reply.truncated { Some(0) } else { entry_body(scratch, &entry, age) };
             // None: the body went between two reads, or is none.
-            let Some(sum) = sum else { return Reason::DnsMiss as u32 };
+            let sum = sum.ok_or(MISS)?;
             (reply, 0, sum)
         }
         Found::NoData(zone) => negative(scratch, &query, zone, wire::NOERROR),
         Found::NxDomain(zone) => negative(scratch, &query, zone, wire::NXDOMAIN),
     };
-    let mut len = reply.body_len as usize;
-    if reply.edns {
-        let record = opt(&query);
-        let at = (from + len) & OUT_MASK;
-        let out = scratch.out();
-        for (i, byte) in record.iter().enumerate() {
-            out[at + i] = *byte;
-        }
-        len += wire::OPT;
-    }
     scratch.header = reply.header(&query).map(u16::to_be_bytes);
-    scratch.sum = fold_sum(reply.sum(&query, scratch.question, sum));
+    scratch.sum = fold_sum(reply.sum(&query, question, sum));
     scratch.body_at = query.body_at() as u16;
-    scratch.len = len as u16;
+    scratch.len = reply.body_len;
+    scratch.opt = if !reply.edns {
+        NO_OPT
+    } else if query.bits & dns_key::DO == 0 {
+        OPT
+    } else {
+        OPT_WITH_DO
+    };
     scratch.from = from as u16;
-    (if slips { Reason::DnsSlipped } else { reason(&reply) }) as u32 | ANSWERED
+    Ok((if slips { Reason::DnsSlipped } else { reason(&reply) }) as u32)
 }
 
 /// What the answer is counted as.

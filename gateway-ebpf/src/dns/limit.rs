@@ -62,7 +62,7 @@ fn counted(view: u32) -> Option<(Limit, [u32; 4])> {
     if !limit.counts(view) {
         return None;
     }
-    Some((limit, limit.prefix(Scratch::read()?.source)))
+    Some((limit, limit.prefix(Scratch::get()?.source)))
 }
 
 /// [`take`]: 0, [`SLIP`] or [`DROP`]. A race with another CPU costs at most an answer too many.

@@ -41,7 +41,8 @@ pub fn answered(view: u32) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_dns_log(view: u32) -> u32 {
-    let Some(scratch) = Scratch::read() else { return 0 };
+    let Some(scratch) = Scratch::get() else { return 0 };
+    scratch.window.fold(usize::from(scratch.query.name_len), &mut scratch.name);
     let Some(mut entry) = DNS_LOG.reserve::<Asked>(0) else {
         count(Reason::DnsLogLost);
         return 0;

@@ -10,7 +10,7 @@ use aya::Ebpf;
 use gateway_common::{
     dns::hash::Keys,
     limits::MAX_ZONES,
-    maps::{DnsEntry, DnsHash, DnsKey, DnsLarge, Zone},
+    maps::{DnsEntry, DnsHash, DnsKey, DnsLarge, Zone, dns_entry},
 };
 
 use super::{KernelError, table::Table};
@@ -21,6 +21,11 @@ use crate::dns::AnswerStore;
 struct Large {
     ids: HashMap<DnsKey, u32>,
     last: u32,
+}
+
+/// Whether an entry is that key's, and not another's with the same hash.
+fn is_of(entry: &DnsEntry, key: &DnsKey) -> bool {
+    (entry.tag, entry.name) == (key.tag(), key.name)
 }
 
 /// The maps of answers.
@@ -52,7 +57,7 @@ impl Answers {
 
     /// The entry that stands in the kernel.
     pub(super) fn entry(&self, key: &DnsKey) -> Option<DnsEntry> {
-        self.answers.get(&self.keys.hash(key)).ok().flatten().filter(|entry| entry.name == key.name)
+        self.answers.get(&self.keys.hash(key)).ok().flatten().filter(|entry| is_of(entry, key))
     }
 
     /// The zones that stand in the kernel.
@@ -79,11 +84,19 @@ impl AnswerStore for Answers {
     fn put(&self, key: &DnsKey, entry: &DnsEntry, body: Option<&DnsLarge>) -> io::Result<()> {
         let mut large = self.large();
         let mut entry = entry.of_key(key);
+        let hash = self.keys.hash(key);
+        // A zone's entry stays: a name that has none would be denied. What was learnt gives way, and is the forwarder's.
+        if self.answers.get(&hash)?.is_some_and(|there| there.flags & dns_entry::ZONE != 0 && !is_of(&there, key)) {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "another name's answer has the same hash in the kernel: the forwarder answers this one",
+            ));
+        }
         entry.large = match body {
             Some(body) => self.put_body(&mut large, body)?,
             None => 0,
         };
-        if let Err(error) = self.answers.put(&self.keys.hash(key), &entry) {
+        if let Err(error) = self.answers.put(&hash, &entry) {
             if entry.large != 0 {
                 self.bodies.remove(&entry.large)?;
             }
@@ -101,7 +114,10 @@ impl AnswerStore for Answers {
 
     fn remove(&self, key: &DnsKey) -> io::Result<()> {
         let mut large = self.large();
-        self.answers.remove(&self.keys.hash(key))?;
+        let hash = self.keys.hash(key);
+        if self.answers.get(&hash)?.is_some_and(|there| is_of(&there, key)) {
+            self.answers.remove(&hash)?;
+        }
         if let Some(id) = large.ids.remove(key) {
             self.bodies.remove(&id)?;
         }
@@ -109,7 +125,7 @@ impl AnswerStore for Answers {
     }
 
     fn hits(&self, key: &DnsKey) -> Option<u64> {
-        self.answers.get(&self.keys.hash(key)).ok().flatten().filter(|e| e.name == key.name).map(|e| e.hits)
+        self.entry(key).map(|entry| entry.hits)
     }
 
     fn set_zone(&self, index: usize, zone: &Zone) -> io::Result<()> {

@@ -33,7 +33,8 @@ fn serve_tcp(namespace: &Namespace, addr: &'static str) {
 /// A UDP server that echoes with its own name in front.
 fn serve_udp(namespace: &Namespace, addr: &'static str) {
     let socket = namespace.run(move || UdpSocket::bind(addr).unwrap());
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    // Programs of several tests are verified at once before anything arrives.
+    socket.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((n, from)) = socket.recv_from(&mut buffer) {
