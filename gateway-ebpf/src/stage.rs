@@ -72,8 +72,16 @@ fn l3(offset: u32) -> Option<usize> {
     if offset < ETH_LEN || offset > MAX_L3 { None } else { Some(offset) }
 }
 
+/// [`Stages::plain`] in TC, where calls matter less and stacks are deeper.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_tc_plain(ctx: *mut __sk_buff, role: u32) -> u32 {
+    path::hot::<Tc<false>, V4, false>(&mut Tc::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+}
+
 macro_rules! stages {
-    ($tier:ident, $ctx:ty, $plain:ident, $ask:ident,
+    ($tier:ident, $ctx:ty, $ask:ident,
      $known4:ident, $known6:ident, $tagged:ident, $slow4:ident, $slow6:ident, $other4:ident, $other6:ident,
      $cut4:ident, $cut6:ident, $lost4:ident, $lost6:ident, $begin4:ident, $begin6:ident, $question4:ident, $question6:ident, $relay4:ident, $relay6:ident, $reject4:ident, $reject6:ident, $split:ident, $piece:ident, $clamp:ident, $leave:ident) => {
         stages!(@way $tier, $ctx, $known4, V4, path::hot, true);
@@ -95,15 +103,7 @@ macro_rules! stages {
         stages!(@alone $tier, $ctx, $reject4, V4, reject::stage);
         stages!(@alone $tier, $ctx, $reject6, V6, reject::stage);
 
-        /// Offsets are constants here: this is the way of most packets.
-        #[doc(hidden)]
-        #[inline(never)]
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $plain(ctx: *mut $ctx, role: u32) -> u32 {
-            path::hot::<$tier<false>, V4, false>(&mut $tier::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
-        }
-
-        /// As above, for queries.
+        /// Offsets are constants here.
         #[doc(hidden)]
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -156,7 +156,11 @@ macro_rules! stages {
             }
             #[inline(always)]
             fn plain(&mut self, role: Role) -> Verdict {
-                Verdict::from_code($plain(self.context().cast(), role as u32))
+                if !Self::XDP {
+                    return Verdict::from_code(gateway_tc_plain(self.context().cast(), role as u32));
+                }
+                // Part of the program itself, and with constant offsets: this is the way of most packets.
+                path::hot::<$tier<false>, V4, false>(&mut $tier::<false>::new(self.context().cast()), role, ETH_LEN)
             }
             #[inline(always)]
             fn ask(&mut self) -> Verdict {
@@ -251,7 +255,6 @@ macro_rules! stages {
 stages!(
     Xdp,
     xdp_md,
-    gateway_xdp_plain,
     gateway_xdp_ask,
     gateway_xdp_known4,
     gateway_xdp_known6,
@@ -280,7 +283,6 @@ stages!(
 stages!(
     Tc,
     __sk_buff,
-    gateway_tc_plain,
     gateway_tc_ask,
     gateway_tc_known4,
     gateway_tc_known6,
