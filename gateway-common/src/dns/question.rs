@@ -297,12 +297,12 @@ impl Window {
     #[inline(always)]
     pub fn is(&self, len: usize, other: &[u64; NAME_WORDS]) -> bool {
         // Most clients write small letters.
-        for i in 0..NAME_WORDS {
+        for (i, other) in other.iter().enumerate() {
             if 8 * i + 8 > len {
                 break;
             }
             let word = self.words[NAME_WORD + i];
-            if word != other[i] && fold_word(word) != other[i] {
+            if word != *other && fold_word(word) != *other {
                 return false;
             }
         }
@@ -316,8 +316,8 @@ impl Window {
     /// Folds the query's name of `len` bytes.
     #[inline(always)]
     pub fn fold(&self, len: usize, name: &mut Folded) {
-        for i in 0..NAME_WORDS {
-            name.words[i] = fold_word(masked(self.words[NAME_WORD + i], len, i));
+        for (i, folded) in name.words.iter_mut().enumerate().take(NAME_WORDS) {
+            *folded = fold_word(masked(self.words[NAME_WORD + i], len, i));
         }
         let (mut labels, mut at) = (0u64, 0);
         for _ in 0..=DNS_NAME / 2 {
@@ -333,7 +333,7 @@ impl Window {
     /// The word that a name of `len` bytes ends in the midst of: its number, and its bytes with zeros behind the end.
     #[inline(always)]
     const fn last(&self, len: usize) -> (usize, u64) {
-        let i = len / 8 & (NAME_WORDS - 1);
+        let i = (len / 8) & (NAME_WORDS - 1);
         (i, (u64::from_le(self.words[NAME_WORD + i]) & ((1 << (8 * (len & 7))) - 1)).to_le())
     }
 }
