@@ -18,10 +18,12 @@ pub fn question(data: &[u8]) {
         if let Ok(query) = kernel {
             let request = Request::parse(data).expect("read before");
             let key = key(request.name(), query.qtype, query.bits).expect("a name that the kernel reads");
-            let mut name = Folded::EMPTY;
-            let (_, lanes) = window.fold(usize::from(query.name_len), query.qtype, &mut name, &Keys::DEFAULT);
+            let (mut name, len) = (Folded::EMPTY, usize::from(query.name_len));
+            window.fold(len, &mut name);
             assert_eq!(name.bytes(), &key.name[..]);
-            assert_eq!(Keys::DEFAULT.finish(lanes, key.tag()), Keys::DEFAULT.hash(&key));
+            assert!(window.is(len, name.name_words()), "{name:?}");
+            let (_, sum) = window.hash(len, query.qtype, &Keys::DEFAULT);
+            assert_eq!(Keys::DEFAULT.finish(sum, key.tag()), Keys::DEFAULT.hash(&key));
         }
     }
     if let Ok(query) = host {

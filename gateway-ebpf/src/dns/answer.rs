@@ -13,7 +13,6 @@ use gateway_common::{
     Reason,
     dns::{
         hash::Keys,
-        limit::Verdict,
         question::{Folded, Query, Window, parse},
         reply::{Reply, aged, fold_sum, opt, rotation, ttl_change},
         resolve::{Entry, Lookup, Outcome as Found, resolve},
@@ -23,7 +22,6 @@ use gateway_common::{
     maps::{DnsEntry, DnsHash, DnsLarge, Zone, dns_key},
 };
 
-use super::limit;
 use crate::settings::now;
 
 #[map]
@@ -123,6 +121,23 @@ impl Scratch {
         }
         let [a, b, c, d, e, f, g, h, i, j, k] = opt(self.opt == OPT_WITH_DO);
         Some((u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([h, i, j, k])))
+    }
+
+    /// Header, sum and lengths of an answer whose body, with that sum, is in `out` from `from` on.
+    #[inline(always)]
+    fn lay_out(&mut self, query: &Query, reply: &Reply, question: u16, sum: u16, from: usize) {
+        self.header = reply.header(query).map(u16::to_be_bytes);
+        self.sum = fold_sum(reply.sum(query, question, sum));
+        self.body_at = query.body_at() as u16;
+        self.len = reply.body_len;
+        self.opt = if !reply.edns {
+            NO_OPT
+        } else if query.bits & dns_key::DO == 0 {
+            OPT
+        } else {
+            OPT_WITH_DO
+        };
+        self.from = from as u16;
     }
 
     /// Copies the `MOST` words from `FROM` on, or those of them that `len` bytes reach into, to word `at` of `out`.
@@ -265,22 +280,10 @@ pub fn answer(len: usize, view: u32) -> Result<u32, u32> {
     if tables.collided {
         return Err(MISS);
     }
-    let verdict = match found {
-        Found::Miss => return Err(MISS),
-        Found::Expired => return Err(Reason::DnsExpired as u32),
-        _ => limit::take(view),
-    };
-    if verdict == Verdict::Drop {
-        return Err(Reason::DnsLimited as u32);
-    }
-    let slips = verdict == Verdict::Slip;
     let scratch = Scratch::get().ok_or(MISS)?;
     let (reply, from, sum) = match found {
-        Found::Miss | Found::Expired => return Err(MISS),
-        _ if slips => {
-            scratch.rotate = [0; 3];
-            (Reply::slip(&query), 0, 0)
-        }
+        Found::Miss => return Err(MISS),
+        Found::Expired => return Err(Reason::DnsExpired as u32),
         Found::Answer(entry, age) => {
             let reply = Reply::of_entry(&query, entry.head(), query.limit());
             scratch.rotate = [0; 3];
@@ -292,19 +295,21 @@ pub fn answer(len: usize, view: u32) -> Result<u32, u32> {
         Found::NoData(zone) => negative(scratch, &query, zone, wire::NOERROR),
         Found::NxDomain(zone) => negative(scratch, &query, zone, wire::NXDOMAIN),
     };
-    scratch.header = reply.header(&query).map(u16::to_be_bytes);
-    scratch.sum = fold_sum(reply.sum(&query, question, sum));
-    scratch.body_at = query.body_at() as u16;
-    scratch.len = reply.body_len;
-    scratch.opt = if !reply.edns {
-        NO_OPT
-    } else if query.bits & dns_key::DO == 0 {
-        OPT
-    } else {
-        OPT_WITH_DO
-    };
-    scratch.from = from as u16;
-    Ok((if slips { Reason::DnsSlipped } else { reason(&reply) }) as u32)
+    scratch.lay_out(&query, &reply, question, sum, from);
+    Ok(reason(&reply) as u32)
+}
+
+/// Makes the answer in the scratch one that slips through the limit ([`Reply::slip`]); the number of the reason that it is counted as.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_dns_slip() -> u32 {
+    if let Some(scratch) = Scratch::get() {
+        let query = scratch.query;
+        let (question, _) = scratch.window.hash(query.name_len as usize, query.qtype, keys());
+        scratch.rotate = [0; 3];
+        scratch.lay_out(&query, &Reply::slip(&query), question, 0, 0);
+    }
+    Reason::DnsSlipped as u32
 }
 
 /// What the answer is counted as.

@@ -9,14 +9,18 @@ use core::{
     mem::{offset_of, size_of},
 };
 
-use answer::{ANSWERED, OUT_MASK, Scratch, answer, gateway_dns_answer};
+use answer::{ANSWERED, OUT_MASK, Scratch, answer, gateway_dns_answer, gateway_dns_slip};
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_md},
     helpers::bpf_l4_csum_replace,
 };
 use gateway_common::{
     Reason,
-    dns::{limit::mapped, question::Window, wire},
+    dns::{
+        limit::{Verdict, mapped},
+        question::Window,
+        wire,
+    },
     net::{
         checksum::{finish, fold},
         headers::{ETH_LEN, UDP, UDP_LEN, Udp},
@@ -327,9 +331,13 @@ fn answered<F: Frame, const INLINE: bool>(
             number => Err(number),
         }
     };
-    let reason = found.map_err(|reason| {
-        (if reason == Reason::DnsLimited as u32 { Outcome::Lost } else { Outcome::Forwarder }, reason)
-    })?;
+    // What is not answered costs its source nothing.
+    let reason = found.map_err(|reason| (Outcome::Forwarder, reason))?;
+    let reason = match limit::take(view) {
+        Verdict::Send => reason,
+        Verdict::Slip => gateway_dns_slip(),
+        Verdict::Drop => return Err(left(Outcome::Lost, Reason::DnsLimited)),
+    };
     let Some(scratch) = Scratch::get() else { return Err(UNSUPPORTED) };
     let opt = if scratch.opt().is_some() { wire::OPT } else { 0 };
     let answer = usize::from(scratch.body_at) + usize::from(scratch.len) + opt;

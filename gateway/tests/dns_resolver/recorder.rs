@@ -11,7 +11,7 @@ use gateway_common::{
         resolve::{Lookup, Outcome, resolve},
         wire,
     },
-    maps::{DnsEntry, DnsKey, DnsLarge, Zone, dns_entry},
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone, dns_entry, dns_key},
 };
 
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Recorder {
             message.extend(request.question());
             message.extend(body);
             if reply.edns {
-                message.extend(opt(&query));
+                message.extend(opt(query.bits & dns_key::DO != 0));
             }
             Some(message)
         })
