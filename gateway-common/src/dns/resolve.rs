@@ -103,7 +103,37 @@ const FRESH: u64 = 20_000_000;
 #[inline(always)]
 pub const fn age(stored: u64, now: u64) -> u32 {
     let passed = now.saturating_sub(stored);
-    if passed <= FRESH { 0 } else { passed.div_ceil(SECOND) as u32 }
+    if passed <= FRESH { 0 } else { begun(passed) as u32 }
+}
+
+/// Begun seconds in that many ns, of which there is at least one: in 32 bits as long as they suffice (36 minutes), as the kernel has no
+/// cheap division of 64.
+#[inline(always)]
+const fn begun(ns: u64) -> u64 {
+    const _: () = assert!(SECOND == 1_953_125 << 9);
+    let units = (ns - 1) >> 9;
+    1 + if units <= u32::MAX as u64 { (units as u32 / 1_953_125) as u64 } else { units / 1_953_125 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn begun_seconds_are_a_division_rounded_up() {
+        let edges = [0, 1, 2, 511, 512, 513, 2199, 2200, 4_000_000_000]
+            .into_iter()
+            .flat_map(|s: u64| [s * SECOND, s * SECOND + 1]);
+        for ns in
+            edges.chain([u64::from(u32::MAX) << 9, (u64::from(u32::MAX) << 9) + 512, u64::MAX]).filter(|ns| *ns > 0)
+        {
+            for ns in [ns - 1, ns, ns.saturating_add(1)] {
+                if ns > 0 {
+                    assert_eq!(begun(ns), ns.div_ceil(SECOND), "{ns}");
+                }
+            }
+        }
+    }
 }
 
 #[inline(always)]

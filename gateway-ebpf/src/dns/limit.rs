@@ -24,10 +24,16 @@ macro_rules! field {
     };
 }
 
+/// Whether there is a limit.
+#[inline(always)]
+pub fn is_on() -> bool {
+    field!(rate) != 0
+}
+
 /// Takes the answer to the query in the scratch from its source's meter.
 #[inline(always)]
 pub fn take(view: u32) -> Verdict {
-    if field!(rate) == 0 {
+    if !is_on() {
         return Verdict::Send;
     }
     match gateway_dns_take(view) {
@@ -40,7 +46,7 @@ pub fn take(view: u32) -> Verdict {
 /// Gives it back: TC answers, and takes it once more.
 #[inline(always)]
 pub fn give_back(view: u32) {
-    if field!(rate) != 0 {
+    if is_on() {
         gateway_dns_give_back(view);
     }
 }

@@ -22,11 +22,23 @@ static DNS_LOG: RingBuf = RingBuf::with_byte_size(capacity::DNS_LOG, 0);
 #[unsafe(no_mangle)]
 static DNS_LOG_SHARE: u32 = NONE;
 
+/// The share that is logged.
+#[inline(always)]
+fn share() -> u32 {
+    // SAFETY: the static is a plain value that lives as long as the program; volatile, as the agent changes it behind the compiler.
+    unsafe { (&raw const DNS_LOG_SHARE).read_volatile() }
+}
+
+/// Whether any query is logged.
+#[inline(always)]
+pub fn is_on() -> bool {
+    share() != NONE
+}
+
 /// Logs the answered query in the scratch, when it is one that is logged.
 #[inline(always)]
 pub fn answered(view: u32) {
-    // SAFETY: the static is a plain value that lives as long as the program; volatile, as the agent changes it behind the compiler.
-    let share = unsafe { (&raw const DNS_LOG_SHARE).read_volatile() };
+    let share = share();
     if share == NONE {
         return;
     }

@@ -318,7 +318,9 @@ fn answered<F: Frame, const INLINE: bool>(
         return Err(UNSUPPORTED);
     }
     let Some(scratch) = Scratch::get() else { return Err(UNSUPPORTED) };
-    scratch.source = asked.source;
+    if limit::is_on() || log::is_on() {
+        scratch.source = asked.source;
+    }
     let message = l4 + UDP_LEN;
     if load(frame, message, scratch.window.message_mut(), len as usize).is_none() {
         return Err(UNSUPPORTED);
