@@ -115,6 +115,11 @@ const fn begun(ns: u64) -> u64 {
     1 + if units <= u32::MAX as u64 { (units as u32 / 1_953_125) as u64 } else { units / 1_953_125 }
 }
 
+#[inline(always)]
+const fn visible(entry: &DnsEntry, view: u32) -> bool {
+    entry.views >> (view & 63) & 1 != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,9 +139,4 @@ mod tests {
             }
         }
     }
-}
-
-#[inline(always)]
-const fn visible(entry: &DnsEntry, view: u32) -> bool {
-    entry.views >> (view & 63) & 1 != 0
 }
