@@ -16,10 +16,11 @@ use gateway_common::{
         name::to_wire,
         wire,
     },
-    maps::{Config, Endpoint, FlowKey, NextHop, View, ViewList, ViewPrefix, config, flow, nexthop},
+    maps::{Config, Endpoint, Flow, FlowKey, NextHop, View, ViewList, ViewPrefix, config, flow, nexthop},
     net::{
         checksum::{finish, sum},
-        translate::{self, Flow4, Key4},
+        family::{Family, V4, V6},
+        translate,
     },
 };
 
@@ -30,9 +31,17 @@ const CLIENT: [u8; 4] = [10, 90, 1, 100];
 const GATEWAY: [u8; 4] = [10, 90, 2, 100];
 const VIP: [u8; 4] = [10, 1, 0, 80];
 const POD: [u8; 4] = [10, 244, 1, 2];
+const CLIENT6: [u8; 16] = [0xfd, 0x90, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+const GATEWAY6: [u8; 16] = [0xfd, 0x90, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+const VIP6: [u8; 16] = [0xfd, 0x10, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80];
+const POD6: [u8; 16] = [0xfd, 0x44, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
 const UDP: u8 = 17;
 const TCP: u8 = 6;
 const XDP_TX_LIKE: u32 = 4; // XDP_REDIRECT
+/// Most times an empty program that a packet of a known flow may cost, that an answer may, and how much more over IPv6.
+const LIMIT: f64 = 4.0;
+const LIMIT_DNS: f64 = 7.0;
+const LIMIT6: f64 = 1.3;
 /// 38 characters, 40 bytes on the wire.
 const NAME: &str = "frontend-web.staging.svc.cluster.local";
 const LEARNT: &str = "static-content.cdn.provider.example.te";
@@ -89,6 +98,11 @@ pub fn prepare(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     settings.dns4_len = 1;
     settings.dns4[0] = GATEWAY;
     settings.own4 = GATEWAY;
+    settings.snat6_len = 1;
+    settings.snat6[0] = GATEWAY6;
+    settings.dns6_len = 1;
+    settings.dns6[0] = GATEWAY6;
+    settings.own6 = GATEWAY6;
     array(ebpf, "CONFIG")?.set(0, Plain(settings), 0)?;
 
     let mut list = ViewList::zeroed();
@@ -102,6 +116,15 @@ pub fn prepare(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     let mut views: LpmTrie<_, [u8; 4], Plain<View>> = views.try_into()?;
     for third in 1..5 {
         views.insert(&Key::new(24, [10, 90, third, 0]), Plain(View { id: 0, flags: 0 }), 0)?;
+    }
+
+    let views = ebpf.map_mut("VIEWS6").context("the object has no map VIEWS6")?;
+    let mut views: LpmTrie<_, [u8; 16], Plain<View>> = views.try_into()?;
+    for third in 1..5 {
+        let mut prefix = CLIENT6;
+        prefix[3] = third;
+        prefix[14] = 0;
+        views.insert(&Key::new(64, prefix), Plain(View { id: 0, flags: 0 }), 0)?;
     }
 
     let mut addr = [0; 16];
@@ -124,36 +147,56 @@ pub fn prepare(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
     hops.set(2, Plain(hop), 0)?;
 
     let mut cases = Vec::new();
-    for (proto, forward_name, back_name) in [
-        (UDP, "known flow, UDP, client to endpoint", "known flow, UDP, endpoint to client"),
-        (TCP, "known flow, TCP, client to endpoint", "known flow, TCP, endpoint to client"),
+    for (proto, ways) in [
+        (UDP, ["known flow, UDP, client to endpoint", "known flow, UDP, endpoint to client"]),
+        (TCP, ["known flow, TCP, client to endpoint", "known flow, TCP, endpoint to client"]),
     ] {
-        let key = FlowKey::new(CLIENT, VIP, 40_000u16.to_be_bytes(), 80u16.to_be_bytes(), proto);
-        let to = FlowKey::new(GATEWAY, POD, 12_345u16.to_be_bytes(), 8080u16.to_be_bytes(), proto);
-        let mut out = translate::record(&key, &to);
-        (out.endpoint, out.generation, out.service, out.flags) = (1, 1, 1, flow::FORWARD);
-        let mut back = translate::twin(&key, &out);
-        back.nexthop = 2;
-        let back_key = out.twin(proto);
-        let mut flows = hash::<Key4, Flow4>(ebpf, "FLOWS4")?;
-        flows.insert(Plain(key), Plain(out), 0)?;
-        flows.insert(Plain(back_key), Plain(back), 0)?;
-        cases.push(Case { name: forward_name, frame: packet(&key, b"payload"), action: XDP_TX_LIKE, limit: Some(4.0) });
-        cases.push(Case {
-            name: back_name,
-            frame: packet(&back_key, b"payload"),
-            action: XDP_TX_LIKE,
-            limit: Some(4.0),
-        });
-    }
-    // Many neighbours, so that the hash is not a table of four.
-    let mut flows = hash::<Key4, Flow4>(ebpf, "FLOWS4")?;
-    for port in 1..2000u16 {
-        let key = FlowKey::new([10, 90, 1, 101], VIP, port.to_be_bytes(), 80u16.to_be_bytes(), UDP);
-        flows.insert(Plain(key), Plain(Flow4::zeroed()), 0)?;
+        cases.extend(flows::<V4>(ebpf, proto, [CLIENT, GATEWAY, VIP, POD], ways, LIMIT)?);
     }
     cases.extend(queries(ebpf)?);
+    for (proto, ways) in [
+        (UDP, ["IPv6: known flow, UDP, client to endpoint", "IPv6: known flow, UDP, endpoint to client"]),
+        (TCP, ["IPv6: known flow, TCP, client to endpoint", "IPv6: known flow, TCP, endpoint to client"]),
+    ] {
+        cases.extend(flows::<V6>(ebpf, proto, [CLIENT6, GATEWAY6, VIP6, POD6], ways, LIMIT * LIMIT6)?);
+    }
     Ok(cases)
+}
+
+/// Both directions of a flow that the kernel knows, among many others.
+fn flows<N: Net>(
+    ebpf: &mut Ebpf,
+    proto: u8,
+    [client, gateway, vip, pod]: [N::Addr; 4],
+    names: [&'static str; 2],
+    limit: f64,
+) -> Result<[Case; 2]>
+where
+    FlowKey<N::Addr>: Pod,
+    Flow<N::Addr>: Pod,
+{
+    let key = FlowKey::new(client, vip, 40_000u16.to_be_bytes(), 80u16.to_be_bytes(), proto);
+    let to = FlowKey::new(gateway, pod, 12_345u16.to_be_bytes(), 8080u16.to_be_bytes(), proto);
+    let mut out = translate::record_of::<N>(&key, &to);
+    (out.endpoint, out.generation, out.service, out.flags) = (1, 1, 1, flow::FORWARD);
+    let mut back = translate::twin_of::<N>(&key, &out);
+    back.nexthop = 2;
+    let back_key = out.twin(proto);
+    let mut flows = hash::<FlowKey<N::Addr>, Flow<N::Addr>>(ebpf, N::FLOWS)?;
+    flows.insert(Plain(key), Plain(out), 0)?;
+    flows.insert(Plain(back_key), Plain(back), 0)?;
+    // Many neighbours, so that the hash is not a table of four.
+    for port in 1..2000u16 {
+        let key = FlowKey::new(pod, vip, port.to_be_bytes(), 80u16.to_be_bytes(), UDP);
+        flows.insert(Plain(key), Plain(Flow::<N::Addr>::zeroed()), 0)?;
+    }
+    let [out, back] = [(names[0], key), (names[1], back_key)].map(|(name, key)| Case {
+        name,
+        frame: N::packet(&key, b"payload"),
+        action: XDP_TX_LIKE,
+        limit: Some(limit),
+    });
+    Ok([out, back])
 }
 
 fn queries(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
@@ -185,12 +228,18 @@ fn queries(ebpf: &mut Ebpf) -> Result<Vec<Case>> {
         answers.insert(Plain(Keys::DEFAULT.hash(&key)), Plain(entry.of_key(&key)), 0)?;
     }
     let case = |title, text: &str, limit| -> Result<Case> {
-        Ok(Case { name: title, frame: query(&to_wire(text)?), action: XDP_TX_LIKE, limit })
+        Ok(Case { name: title, frame: query::<V4>(CLIENT, GATEWAY, &to_wire(text)?), action: XDP_TX_LIKE, limit })
     };
     Ok(vec![
-        case("zone answer, 38-byte name", NAME, Some(7.0))?,
-        case("learnt answer, 38-byte name, TTL aged", LEARNT, Some(7.0))?,
+        case("zone answer, 38-byte name", NAME, Some(LIMIT_DNS))?,
+        case("learnt answer, 38-byte name, TTL aged", LEARNT, Some(LIMIT_DNS))?,
         case("no such name in the zone, with SOA", MISSING, None)?,
+        Case {
+            name: "IPv6: zone answer, 38-byte name",
+            frame: query::<V6>(CLIENT6, GATEWAY6, &to_wire(NAME)?),
+            action: XDP_TX_LIKE,
+            limit: Some(LIMIT_DNS * LIMIT6),
+        },
     ])
 }
 
@@ -201,44 +250,66 @@ fn monotonic() -> u64 {
 }
 
 /// A query for an address record, with EDNS, as resolvers send it.
-fn query(name: &[u8]) -> Vec<u8> {
+fn query<N: Net>(client: N::Addr, server: N::Addr, name: &[u8]) -> Vec<u8> {
     let mut message = vec![0x12, 0x34, 0x01, 0, 0, 1, 0, 0, 0, 0, 0, 1];
     message.extend_from_slice(name);
     message.extend_from_slice(&[0, 1, 0, 1]);
     message.extend_from_slice(&[0, 0, 41, 0x04, 0xd0, 0, 0, 0, 0, 0, 0]);
-    let key = FlowKey::new(CLIENT, GATEWAY, 40_001u16.to_be_bytes(), 53u16.to_be_bytes(), UDP);
-    packet(&key, &message)
+    N::packet(&FlowKey::new(client, server, 40_001u16.to_be_bytes(), 53u16.to_be_bytes(), UDP), &message)
 }
 
-/// A whole frame with whole checksums.
-fn packet(key: &Key4, payload: &[u8]) -> Vec<u8> {
-    let mut l4 = Vec::new();
-    l4.extend_from_slice(&key.sport);
-    l4.extend_from_slice(&key.dport);
-    let check_at = if key.proto == UDP {
-        l4.extend_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
-        l4.extend_from_slice(&[0, 0]);
-        6
-    } else {
-        l4.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-        16
-    };
-    l4.extend_from_slice(payload);
-    let mut pseudo = [key.src, key.dst].concat();
-    pseudo.extend_from_slice(&[0, key.proto]);
-    pseudo.extend_from_slice(&(l4.len() as u16).to_be_bytes());
-    let check = finish(sum(&pseudo) + sum(&l4));
-    l4[check_at..check_at + 2].copy_from_slice(&check);
+/// A family's map of flows, and its frames.
+trait Net: Family {
+    const FLOWS: &'static str;
+    /// EtherType and IP header, whole checksum included.
+    fn header(key: &FlowKey<Self::Addr>, len: usize) -> Vec<u8>;
 
-    let mut frame = vec![4, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 8, 0];
-    let mut ip = vec![0x45, 0];
-    ip.extend_from_slice(&((20 + l4.len()) as u16).to_be_bytes());
-    ip.extend_from_slice(&[0, 1, 0x40, 0, 64, key.proto, 0, 0]);
-    ip.extend_from_slice(&key.src);
-    ip.extend_from_slice(&key.dst);
-    let check = finish(sum(&ip));
-    ip[10..12].copy_from_slice(&check);
-    frame.extend_from_slice(&ip);
-    frame.extend_from_slice(&l4);
-    frame
+    /// A whole frame with whole checksums.
+    fn packet(key: &FlowKey<Self::Addr>, payload: &[u8]) -> Vec<u8> {
+        let mut l4 = [key.sport, key.dport].concat();
+        let check_at = if key.proto == UDP {
+            l4.extend_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+            l4.extend_from_slice(&[0, 0]);
+            6
+        } else {
+            l4.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+            16
+        };
+        l4.extend_from_slice(payload);
+        let mut pseudo = [bytemuck::bytes_of(&key.src), bytemuck::bytes_of(&key.dst)].concat();
+        pseudo.extend_from_slice(&[0, key.proto]);
+        pseudo.extend_from_slice(&(l4.len() as u16).to_be_bytes());
+        let check = finish(sum(&pseudo) + sum(&l4));
+        l4[check_at..check_at + 2].copy_from_slice(&check);
+        let mut frame = vec![4, 4, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2];
+        frame.extend(Self::header(key, l4.len()));
+        frame.extend(l4);
+        frame
+    }
+}
+
+impl Net for V4 {
+    const FLOWS: &'static str = "FLOWS4";
+    fn header(key: &FlowKey<Self::Addr>, len: usize) -> Vec<u8> {
+        let mut ip = vec![0x45, 0];
+        ip.extend_from_slice(&((20 + len) as u16).to_be_bytes());
+        ip.extend_from_slice(&[0, 1, 0x40, 0, 64, key.proto, 0, 0]);
+        ip.extend_from_slice(&key.src);
+        ip.extend_from_slice(&key.dst);
+        let check = finish(sum(&ip));
+        ip[10..12].copy_from_slice(&check);
+        [vec![8, 0], ip].concat()
+    }
+}
+
+impl Net for V6 {
+    const FLOWS: &'static str = "FLOWS6";
+    fn header(key: &FlowKey<Self::Addr>, len: usize) -> Vec<u8> {
+        let mut ip = vec![0x86, 0xdd, 0x60, 0, 0, 0];
+        ip.extend_from_slice(&(len as u16).to_be_bytes());
+        ip.extend_from_slice(&[key.proto, 64]);
+        ip.extend_from_slice(&key.src);
+        ip.extend_from_slice(&key.dst);
+        ip
+    }
 }

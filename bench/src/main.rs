@@ -62,6 +62,7 @@ fn main() -> ExitCode {
 fn quick() -> Result<bool> {
     let mut ebpf = EbpfLoader::new()
         .map_max_entries("FLOWS4", 4096)
+        .map_max_entries("FLOWS6", 4096)
         .map_max_entries("ENDPOINTS", 4096)
         .map_max_entries("MAGLEV", 4096)
         .load(gateway::kernel::OBJECT)
