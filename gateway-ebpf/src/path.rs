@@ -6,7 +6,7 @@ use gateway_common::{
     net::{
         error::Error,
         family::{V4, V6},
-        headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, Icmp, TAG_LEN, TCP, UDP},
+        headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, IPV6_LEN, Icmp, TAG_LEN, TCP, UDP},
         parse::{self, Fragment, Link, Other, Packet, Parsed},
     },
 };
@@ -150,11 +150,14 @@ pub fn handle<F: Stages>(frame: &mut F, role: Role) -> Verdict {
     }
     match parse::ethernet(frame) {
         Ok(Link::V4) => {
-            let first = if role == Role::Uplink && looks_like_query(frame) { frame.ask() } else { frame.plain(role) };
+            let first =
+                if role == Role::Uplink && looks_like_query(frame, IPV4_LEN) { frame.ask() } else { frame.plain(role) };
             drive::<F, V4>(frame, role, ETH_LEN, first)
         }
         Ok(Link::V6) => {
-            let first = frame.known::<V6>(ETH_LEN, role);
+            // TC finds queries where it looks for the flow.
+            let query = F::XDP && role == Role::Uplink && looks_like_query(frame, IPV6_LEN);
+            let first = if query { frame.ask6() } else { frame.plain6(role) };
             drive::<F, V6>(frame, role, ETH_LEN, first)
         }
         // A buffer's own tag tells TC that the VLAN's own interface will see the frame; so does one in the data.
@@ -164,12 +167,11 @@ pub fn handle<F: Stages>(frame: &mut F, role: Role) -> Verdict {
     }
 }
 
-/// Whether the destination port of a TCP segment or UDP datagram in an untagged frame of IPv4 without options would be 53. Queries
-/// go to their stage at once, and everything else has one comparison less behind it.
+/// Whether the destination port of a TCP segment or UDP datagram in an untagged frame, behind an IP header of so many bytes, would be
+/// 53. Queries go to their stage at once, and everything else has one comparison less behind it.
 #[inline(always)]
-fn looks_like_query(frame: &impl Frame) -> bool {
-    const DPORT: usize = ETH_LEN + IPV4_LEN + 2;
-    frame.get::<[u8; 2]>(DPORT).is_some_and(|dport| *dport == DNS_PORT)
+fn looks_like_query(frame: &impl Frame, header: usize) -> bool {
+    frame.get::<[u8; 2]>(ETH_LEN + header + 2).is_some_and(|dport| *dport == DNS_PORT)
 }
 
 /// A tagged frame.
@@ -406,7 +408,7 @@ fn query<F: Stages, N: Net, const PLAIN: bool>(
     if !own && !services::visible::<N>(packet, view) {
         return None;
     }
-    let outcome = if PLAIN { dns::query4(frame, ETH_LEN, view) } else { dns::stage(frame, packet.l3 as u32, view) };
+    let outcome = if PLAIN { dns::plain::<F, N>(frame, view) } else { dns::stage(frame, packet.l3 as u32, view) };
     match outcome {
         Outcome::Answered => Some(send::back(frame)),
         Outcome::Forwarder if own => Some(Verdict::Pass),

@@ -29,6 +29,10 @@ pub trait Stages: Frame {
     fn plain(&mut self, role: Role) -> Verdict;
     /// An untagged frame of IPv4 that may be a query.
     fn ask(&mut self) -> Verdict;
+    /// An untagged frame of IPv6, from its flow on.
+    fn plain6(&mut self, role: Role) -> Verdict;
+    /// An untagged frame of IPv6 that may be a query.
+    fn ask6(&mut self) -> Verdict;
     /// A tagged frame.
     fn tagged(&mut self, role: Role) -> Verdict;
     /// Everything but packets of known flows that just go on.
@@ -78,6 +82,22 @@ fn l3(offset: u32) -> Option<usize> {
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_tc_plain(ctx: *mut __sk_buff, role: u32) -> u32 {
     path::hot::<Tc<false>, V4, false>(&mut Tc::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+}
+
+/// [`Stages::plain6`] in XDP: offsets are constants.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_plain6(ctx: *mut xdp_md, role: u32) -> u32 {
+    path::hot::<Xdp<false>, V6, false>(&mut Xdp::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+}
+
+/// [`Stages::ask6`] in XDP.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_ask6(ctx: *mut xdp_md) -> u32 {
+    path::question::<Xdp<false>, V6, true>(&mut Xdp::<false>::new(ctx), ETH_LEN).code()
 }
 
 macro_rules! stages {
@@ -165,6 +185,22 @@ macro_rules! stages {
             #[inline(always)]
             fn ask(&mut self) -> Verdict {
                 Verdict::from_code($ask(self.context().cast()))
+            }
+            #[inline(always)]
+            fn plain6(&mut self, role: Role) -> Verdict {
+                if Self::XDP {
+                    Verdict::from_code(gateway_xdp_plain6(self.context().cast(), role as u32))
+                } else {
+                    self.known::<V6>(ETH_LEN, role)
+                }
+            }
+            #[inline(always)]
+            fn ask6(&mut self) -> Verdict {
+                if Self::XDP {
+                    Verdict::from_code(gateway_xdp_ask6(self.context().cast()))
+                } else {
+                    self.question::<V6>(ETH_LEN)
+                }
             }
             #[inline(always)]
             fn tagged(&mut self, role: Role) -> Verdict {

@@ -5,7 +5,7 @@
 
 use super::{
     Bytes,
-    family::{Family, V4, V6},
+    family::{Family, V4, V6, quarters},
     headers::{
         ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Ethernet, FRAGMENT, FRAGMENT_LEN,
         Fragment6, IPV4_LEN, IPV6_LEN, Ipv4, Ipv6, TAG_LEN, TCP, TCP_LEN, Tcp, UDP, UDP_LEN, Udp,
@@ -270,7 +270,8 @@ impl Parse for V6 {
             total = room;
         }
         let l4 = l3 + IPV6_LEN;
-        let other = Other { src: ip.src, dst: ip.dst, proto: ip.next, l3, l4, total, ttl: ip.hop_limit };
+        let (src, dst) = (bytemuck::cast(quarters(&ip.src)), bytemuck::cast(quarters(&ip.dst)));
+        let other = Other { src, dst, proto: ip.next, l3, l4, total, ttl: ip.hop_limit };
         if ip.version_class_label[0] >> 4 != 6 || total > room {
             return Parsed::Odd(other, Reason::Malformed);
         }

@@ -23,6 +23,7 @@ use gateway_common::{
     },
     net::{
         checksum::{finish, fold},
+        family::Family,
         headers::{ETH_LEN, UDP, UDP_LEN, Udp},
     },
 };
@@ -173,10 +174,15 @@ const fn add(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
 }
 
-/// Answers the query behind the IPv4 header at `l3`, and counts what became of it.
+/// [`stage`] of an untagged frame, as part of the caller.
 #[inline(always)]
-pub fn query4<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Outcome {
-    counted(if F::XDP { of_ipv4::<F, true>(frame, l3, view) } else { of_ipv4::<F, false>(frame, l3, view) }, view)
+pub fn plain<F: Frame, N: Family>(frame: &mut F, view: u32) -> Outcome {
+    let answered = match (N::VERSION, F::XDP) {
+        (4, true) => of_ipv4::<F, true>(frame, ETH_LEN, view),
+        (4, false) => of_ipv4::<F, false>(frame, ETH_LEN, view),
+        _ => of_ipv6(frame, ETH_LEN, view),
+    };
+    counted(answered, view)
 }
 
 #[inline(always)]
