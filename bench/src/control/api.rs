@@ -122,6 +122,14 @@ async fn answer(State(api): State<Api>, Query(query): Query<HashMap<String, Stri
             json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
         return (StatusCode::NOT_FOUND, json_type(), status.to_string()).into_response();
     };
+    if query.get("sendInitialEvents").is_some_and(|wanted| wanted == "true") {
+        // As a server without streaming lists: the agent pages through the list instead.
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid", "code": 422,
+            "message": "sendInitialEvents is forbidden for watch",
+        });
+        return (StatusCode::UNPROCESSABLE_ENTITY, json_type(), status.to_string()).into_response();
+    }
     if query.get("watch").is_some_and(|watch| watch == "true") {
         return api.watch(plural, &query);
     }
