@@ -3,7 +3,7 @@
 use bytemuck::Zeroable as _;
 use gateway_common::{
     limits::MAX_ZONES,
-    maps::{DnsEntry, DnsKey, DnsLarge, Zone},
+    maps::{DnsEntry, DnsKey, DnsLarge, Zone, dns_entry},
 };
 
 use super::{Row, net::skip, settings};
@@ -53,5 +53,42 @@ fn a_large_body_comes_and_goes_with_its_answer() {
 
         store.set_zone(MAX_ZONES - 1, &Zone::zeroed()).unwrap();
         assert!(store.set_zone(MAX_ZONES, &Zone::zeroed()).is_err());
+    });
+}
+
+/// Two names that the hash takes for one ([`gateway_common::dns::hash`]).
+#[test]
+fn of_two_answers_with_one_hash_a_zones_stays_and_nobody_removes_the_others() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let settings = settings(Mode::Tc);
+    row.node.run(move || {
+        let kernel = crate::kernel::Kernel::load(&settings).unwrap();
+        let store = kernel.answers();
+        let (keys, entries, bodies) = kernel.shared.answer_maps();
+        let (ours, theirs) = (key(b'_'), key(0x7f));
+        assert_eq!(keys.hash(&ours), keys.hash(&theirs));
+        let zone = DnsEntry { views: 1, flags: dns_entry::ZONE, ..DnsEntry::zeroed() };
+        let learnt = DnsEntry { views: 1, large: u32::MAX, ..DnsEntry::zeroed() };
+        let body = DnsLarge { body: [1; size_of::<DnsLarge>()] };
+        let there = || entries.get(&keys.hash(&ours)).unwrap().map(|entry| entry.name);
+
+        store.put(&theirs, &learnt, Some(&body)).unwrap();
+        store.put(&ours, &zone, None).unwrap();
+        assert_eq!(there(), Some(ours.name), "what was learnt gives way to the zone");
+        assert_eq!((store.hits(&ours), store.hits(&theirs)), (Some(0), None));
+        store.remove(&theirs).unwrap();
+        assert_eq!(there(), Some(ours.name), "an entry is removed by its own name only");
+        let mut cursor = crate::kernel::table::Cursor::default();
+        assert_eq!(bodies.walk(&mut cursor, 16).unwrap().len(), 0, "the body that gave way is gone with its answer");
+
+        let refused = store.put(&theirs, &learnt, Some(&body)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(there(), Some(ours.name));
+        store.put(&ours, &zone, None).unwrap();
+        store.remove(&ours).unwrap();
+        assert_eq!(there(), None);
     });
 }
