@@ -322,10 +322,17 @@ fn slices(scene: &Scene<'_>) {
     scene.reaches(vip, 80, &["web-0", "web-2"]);
     // The port without slices is refused, the other goes on.
     scene.reaches(vip, 7, &[]);
-    let services = scene.gateway.json("services").expect("gateway services");
-    let own = services.as_array().into_iter().flatten().find(|service| service["name"] == "own").expect("own");
-    let port = own["ports"].as_array().into_iter().flatten().find(|port| port["port"] == 80).expect("port 80");
-    assert_eq!(port["endpoints"].as_array().map(Vec::len), Some(2), "an endpoint in two slices is one: {port}");
+    // The datapath has a change a moment before the agent tells of it.
+    wait_for("an endpoint in two slices is one", SOON, || {
+        let services = scene.gateway.json("services")?;
+        let own = services.as_array().into_iter().flatten().find(|service| service["name"] == "own");
+        let ports = own.and_then(|own| own["ports"].as_array()).into_iter().flatten();
+        match ports.filter(|port| port["port"] == 80).map(|port| port["endpoints"].as_array().map(Vec::len)).next() {
+            Some(Some(2)) => Ok(()),
+            other => Err(NotYet::Later(anyhow!("{other:?} endpoints in {services}"))),
+        }
+    })
+    .unwrap_or_else(|error| panic!("{error:#}"));
     // One pod listens elsewhere under the same name.
     scene.slice("own-3", "own", &json!([{"name": "http", "port": SECOND_PORT}]), &[endpoint("web-1")]);
     scene.reaches(vip, 80, &["web-0", "web-1", "web-2"]);

@@ -64,7 +64,7 @@ pub enum ServiceCidrs {
 pub struct Access {
     /// The server's URL.
     pub server: String,
-    /// Its version, like `v1.34.4`.
+    /// Its version, like `v1.34.4`, or that it does not tell this identity.
     pub version: String,
     /// What it may not and should.
     pub denied: Vec<Denied>,
