@@ -1,6 +1,7 @@
 //! Pure: one Service of the model → its entries in the datapath and its names in the zone.
 //! Work per change is proportional to the change, because a Service is planned alone.
 
+mod dns_servers;
 mod endpoints;
 mod records;
 #[cfg(test)]
@@ -9,7 +10,10 @@ mod vips;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-pub use self::records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, zone_records};
+pub use self::{
+    dns_servers::{DnsServers, dns_servers},
+    records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, zone_records},
+};
 use self::{
     endpoints::{Backends, Reach, usable},
     vips::{Vip, vips},

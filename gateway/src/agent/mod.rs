@@ -7,6 +7,7 @@ mod alone;
 mod datapath;
 mod families;
 mod memory;
+mod names;
 mod owner;
 mod queries;
 mod reload;
@@ -53,8 +54,7 @@ pub async fn run(config: Config, path: PathBuf) -> Result<()> {
             None => tracing::info!("{name}: taking the gateway off this node"),
             Some(pin) => tracing::info!(pin = %pin.display(), "{name}: the datapath goes on; `gateway detach` takes it off"),
         },
-        () = owner.serve() => {}
-        () = reload.follow() => {}
+        () = owner.serve(&mut reload) => {}
     }
     owner.stop().await
 }

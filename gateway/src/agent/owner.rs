@@ -12,14 +12,20 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{datapath::Datapath, queries::Carrier, state::State};
+use super::{
+    datapath::Datapath,
+    names::{self, Names},
+    queries::Carrier,
+    reload::Reload,
+    state::State,
+};
 use crate::{
     config::{Config, Source},
     dns::{Resolver, ResolverHandle},
     kernel::{KernelError, Mode, Sizes},
     model::{Cluster, Dirty, Event, ObjectName},
     node,
-    plan::{self, PlanConfig, ServicePlan},
+    plan::{self, DnsServers, PlanConfig, ServicePlan},
     source::{self, SourceConfig, SourceHandle},
 };
 
@@ -36,6 +42,7 @@ pub(super) struct Owner {
     datapath: Arc<Datapath>,
     resolver: ResolverHandle,
     queries: Option<Carrier>,
+    names: Names,
     events: mpsc::Receiver<Vec<Event>>,
     /// Stops with it.
     _source: SourceHandle,
@@ -53,9 +60,6 @@ impl Owner {
         let listen = super::listen(config);
         let reachable = super::reachable(config, &listen);
         let plan = config.plan_config(&reachable);
-        if !config.dns.upstreams.is_empty() {
-            tracing::warn!("dns.upstreams: not used yet: the cluster's zone is answered as a whole from the source");
-        }
         let (sender, mut events) = mpsc::channel(BATCHES);
         let source = source::start(source_config(config), sender).await?;
         let _first = state.source.set(source.status());
@@ -88,10 +92,15 @@ impl Owner {
         if listen.is_empty() {
             bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
         }
-        let resolver = Resolver::start(config.dns_config(&listen), datapath.answers()).await?;
+        let names = Names::new(config);
+        let found = names.find(&cluster, &cidrs, &plan);
+        let mut dns = config.dns_config(&listen);
+        dns.cluster = names.meaning(found.as_ref());
+        let resolver = Resolver::start(dns, datapath.answers()).await?;
         let queries = datapath.queries().map(|queries| Carrier::start(queries, resolver.clone()));
         let mut owner =
-            Self { state, cluster, plan, datapath, resolver, queries, events, _source: source, retry: None };
+            Self { state, cluster, plan, datapath, resolver, queries, names, events, _source: source, retry: None };
+        names::tell(&owner.state, found);
         owner.resolver.set_service_cidrs(&cidrs);
         owner.publish();
         owner.name_namespaces(&namespaces);
@@ -122,7 +131,7 @@ impl Owner {
     }
 
     /// Follows the cluster until it is cancelled, which it may be at any await: a batch is applied without one.
-    pub async fn serve(&mut self) {
+    pub async fn serve(&mut self, reload: &mut Reload) {
         let mut source_lives = true;
         loop {
             let retry = self.retry;
@@ -136,6 +145,7 @@ impl Owner {
                     }
                 },
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => self.try_again(),
+                () = reload.wanted() => tokio::task::block_in_place(|| reload.read(|new| self.take_rules(new))),
             }
         }
     }
@@ -155,6 +165,7 @@ impl Owner {
         if dirty.cidrs {
             self.set_cidrs();
         }
+        let moved = self.state.held(|held| self.names.concern(&self.cluster, &dirty, held.cluster_dns.as_ref()));
         self.name_namespaces(&dirty.namespaces);
         for pod in &dirty.pods {
             self.name_pod(pod);
@@ -168,6 +179,34 @@ impl Owner {
         for (plan, name) in gone.into_iter().chain(come) {
             self.replace(name, plan);
         }
+        if moved {
+            self.find_dns();
+        }
+    }
+
+    /// Looks for the cluster's own DNS anew, when something that it follows from changed.
+    fn find_dns(&self) {
+        let found = self.state.held(|held| self.names.find(&self.cluster, &held.cidrs, &self.plan));
+        let servers =
+            |found: &Option<DnsServers>| found.as_ref().map(|found| found.servers.clone()).unwrap_or_default();
+        let before = self.state.held(|held| servers(&held.cluster_dns));
+        let now = servers(&found);
+        if now != before {
+            tracing::info!(servers = super::list(&now), "the cluster's DNS has other endpoints");
+            self.resolver.set_cluster(&now);
+        }
+        names::tell(&self.state, found);
+    }
+
+    /// Takes over what a new config says about names outside.
+    fn take_rules(&mut self, new: &Config) -> Result<()> {
+        let (names, rules) = (Names::new(new), new.forward_rules());
+        let found = self.state.held(|held| names.find(&self.cluster, &held.cidrs, &self.plan));
+        self.resolver.set_rules(&rules, new.dns.ca_file.as_deref(), &names.meaning(found.as_ref()))?;
+        tracing::info!(rules = rules.len(), "the zone rules of the config are in force");
+        self.names = names;
+        names::tell(&self.state, found);
+        Ok(())
     }
 
     /// A namespace's own names exist with it. No Service has an empty name, so nothing else can own these records.

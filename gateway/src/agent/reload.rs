@@ -1,12 +1,12 @@
-//! The config file, read again: on SIGHUP, and when it changes. The zone rules are taken over as they are; everything else is named as
-//! waiting for a restart. A config that cannot be used changes nothing and is told until it is mended.
+//! The config file, read again: on SIGHUP, and when it changes. Whom names outside are asked of is taken over at once; everything else
+//! is named as waiting for a restart. A config that cannot be used changes nothing and is told until it is mended.
 
 use std::{os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    time::{MissedTickBehavior, interval},
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use super::state::State;
@@ -21,6 +21,7 @@ type Stamp = Option<(u64, u64, i64, i64, u64)>;
 /// See the module.
 pub(super) struct Reload {
     hangup: Signal,
+    looks: Interval,
     state: Arc<State>,
     /// Of the state that was read last.
     read: Stamp,
@@ -35,14 +36,14 @@ impl Reload {
     /// When the system refuses the handler.
     pub fn new(state: Arc<State>) -> Result<Self> {
         let hangup = signal(SignalKind::hangup()).context("the signal handler cannot be set")?;
-        let now = stamp(&state.path);
-        Ok(Self { hangup, state, read: now, seen: now })
-    }
-
-    /// Follows the file until it is cancelled.
-    pub async fn follow(&mut self) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let now = stamp(&state.path);
+        Ok(Self { hangup, looks, state, read: now, seen: now })
+    }
+
+    /// Waits until the file is to be read again. May be cancelled at any time.
+    pub async fn wanted(&mut self) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => {
@@ -50,27 +51,33 @@ impl Reload {
                     if let Some(resolver) = self.state.resolver.get() {
                         resolver.reopen_log();
                     }
-                    tokio::task::block_in_place(|| self.read());
+                    return;
                 }
-                _ = looks.tick() => tokio::task::block_in_place(|| self.look()),
+                _ = self.looks.tick() => {
+                    if tokio::task::block_in_place(|| self.look()) {
+                        return;
+                    }
+                }
             }
         }
     }
 
-    /// Reads a file that changed and then stayed as it was for one look: half of one that is being written is nobody's will.
-    fn look(&mut self) {
+    /// Whether the file changed and then stayed as it was for one look: half of one that is being written is nobody's will.
+    fn look(&mut self) -> bool {
         let now = stamp(&self.state.path);
         let settled = now == self.seen;
         self.seen = now;
-        if settled && now.is_some() && now != self.read {
+        let changed = settled && now.is_some() && now != self.read;
+        if changed {
             tracing::info!("{} changed: reading it again", self.state.path.display());
-            self.read();
         }
+        changed
     }
 
-    fn read(&mut self) {
+    /// Reads the file; `take` takes over what can be.
+    pub fn read(&mut self, take: impl FnOnce(&Config) -> Result<()>) {
         self.read = stamp(&self.state.path);
-        let problem = match self.apply() {
+        let problem = match self.apply(take) {
             Ok(waiting) if waiting.is_empty() => None,
             Ok(waiting) => {
                 let keys = waiting.join(", ");
@@ -87,15 +94,9 @@ impl Reload {
     }
 
     /// Takes over what can be; names the other keys that changed.
-    fn apply(&self) -> Result<Vec<&'static str>> {
+    fn apply(&self, take: impl FnOnce(&Config) -> Result<()>) -> Result<Vec<&'static str>> {
         let new = Config::load(&self.state.path)?;
-        if let Some(resolver) = self.state.resolver.get() {
-            let rules = new.forward_rules();
-            resolver
-                .set_rules(&rules, new.dns.ca_file.as_deref())
-                .with_context(|| self.state.path.display().to_string())?;
-            tracing::info!(rules = rules.len(), "the zone rules of the config are in force");
-        }
+        take(&new).with_context(|| self.state.path.display().to_string())?;
         Ok(changed(&self.state.config, &new))
     }
 }
@@ -116,7 +117,6 @@ fn changed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("dns.listen", a.listen == b.listen),
         ("dns.clusterDomain", a.cluster_domain == b.cluster_domain),
         ("dns.pods", a.pods == b.pods),
-        ("dns.upstreams", a.upstreams == b.upstreams),
         ("dns.cache", a.cache == b.cache),
         ("dns.localZone", a.local_zone == b.local_zone),
         ("dns.log", a.log == b.log),

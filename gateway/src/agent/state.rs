@@ -12,6 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::datapath::Datapath;
@@ -26,7 +27,7 @@ use crate::{
     kernel::{Counters, Entry, Explanation, FlowInfo, Question},
     model::{Here, ObjectName},
     node,
-    plan::ServicePlan,
+    plan::{DnsServers, ServicePlan},
     source::SourceStatus,
 };
 
@@ -61,6 +62,8 @@ pub(super) struct Held {
     pub refused: BTreeMap<ObjectName, String>,
     /// What is wrong with the config file, or waits for a restart.
     pub config: Option<String>,
+    /// The cluster's own DNS, when a zone rule asks it.
+    pub cluster_dns: Option<DnsServers>,
     /// What else is wrong, in words.
     pub trouble: Vec<String>,
 }
@@ -199,6 +202,9 @@ impl Agent for State {
             if let Some((name, error)) = held.refused.first_key_value() {
                 why.push(format!("the datapath refuses {} services, like {name}: {error}", held.refused.len()));
             }
+            if let Some(dns) = held.cluster_dns.as_ref().filter(|dns| dns.servers.is_empty()) {
+                why.extend(dns.problems.iter().cloned());
+            }
             why.extend(held.trouble.iter().cloned());
         });
         Readiness { ready, why }
@@ -232,7 +238,8 @@ impl Agent for State {
             counts: self.counts(),
             problems: self.held(|held| {
                 let plans = held.plans.values().flat_map(|plan| &plan.problems);
-                held.config.iter().chain(plans).cloned().collect()
+                let dns = held.cluster_dns.iter().filter(|dns| !dns.servers.is_empty()).flat_map(|dns| &dns.problems);
+                held.config.iter().chain(dns).chain(plans).cloned().collect()
             }),
             counters: self.counters(),
         }
@@ -258,15 +265,29 @@ impl Agent for State {
     fn dns(&self) -> serde_json::Value {
         let snapshot = self.resolver.get().map(|resolver| resolver.snapshot(CACHE_SHOWN));
         // Numbers, strings and lists only: that cannot fail.
-        serde_json::to_value(snapshot).unwrap_or_default()
+        let mut value = serde_json::to_value(snapshot).unwrap_or_default();
+        if let (Some(told), Some(found)) = (value.as_object_mut(), self.held(|held| held.cluster_dns.clone())) {
+            let servers: Vec<String> = found.servers.iter().map(ToString::to_string).collect();
+            told.insert("clusterDns".to_owned(), json!({ "servers": servers, "problems": found.problems }));
+        }
+        value
     }
 
     fn explain(&self, question: &Question) -> Explanation {
         let none =
             || Explanation::default().end("passed", "datapath.mode is off: packets and queries are the node's own");
-        self.datapath
+        let told = self
+            .datapath
             .get()
-            .map_or_else(none, |datapath| datapath.explain(question, &self.view_names).unwrap_or_else(none))
+            .map_or_else(none, |datapath| datapath.explain(question, &self.view_names).unwrap_or_else(none));
+        // What the datapath leaves to the forwarder, that does by its rules.
+        match (told.verdict, &question.name, self.resolver.get()) {
+            ("passed", Some(name), Some(resolver)) => match resolver.explain(question.from, name) {
+                Some(rule) => told.end("passed", rule),
+                None => told,
+            },
+            _ => told,
+        }
     }
 
     fn drops(&self) -> Vec<Drop> {

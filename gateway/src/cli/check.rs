@@ -78,6 +78,7 @@ pub(super) fn run(path: Option<&Path>) -> bool {
     if let Some(config) = &config {
         pin(&mut report, config);
         source(&mut report, config);
+        names(&mut report, config);
         ports(&mut report, config);
     }
     !report.failed
@@ -240,6 +241,35 @@ fn source(report: &mut Report, config: &Config) {
     }
     if config.return_path == ReturnPath::Routed {
         report.warn("returnPath", "routed: every node must route the client subnets back through this one");
+    }
+}
+
+/// What zone rules mean that nobody may have meant.
+fn names(report: &mut Report, config: &Config) {
+    let upstreams: Vec<String> = config.dns.upstreams.iter().map(ToString::to_string).collect();
+    match (config.asks_cluster(), upstreams.is_empty()) {
+        (true, true) => report.ok(
+            "dns.forward",
+            "`cluster` is the endpoints of Service kube-system/kube-dns; once the agent runs, `gateway dns` shows them",
+        ),
+        (true, false) => report.ok("dns.upstreams", &format!("`cluster` in dns.forward is {}", upstreams.join(", "))),
+        (false, false) => report.warn(
+            "dns.upstreams",
+            "nobody asks them: write `cluster` into `to` of a rule of dns.forward, or leave out its rule for \".\"",
+        ),
+        (false, true) => {}
+    }
+    let domain = &config.dns.cluster_domain;
+    for (index, rule) in config.dns.forward.iter().enumerate() {
+        if rule.zone == *domain || rule.zone.ends_with(&format!(".{domain}")) {
+            report.warn(
+                &format!("dns.forward[{index}].zone"),
+                &format!(
+                    "`{}` is in the cluster's zone, which is answered from the source: the rule has no effect",
+                    rule.zone
+                ),
+            );
+        }
     }
 }
 

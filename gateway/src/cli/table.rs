@@ -291,6 +291,12 @@ pub(super) fn dns(dns: &Value) -> String {
         ]);
     }
     section(&mut out, &zones);
+    if let Some(found) = dns["clusterDns"].as_object() {
+        let _infallible = writeln!(out, "\nthe cluster's DNS: {}", or_dash(cell(&found["servers"])));
+        for problem in items(&found["problems"]) {
+            let _infallible = writeln!(out, "  {}", cell(problem));
+        }
+    }
     let mut upstreams = Table::new(&["UPSTREAM", "HEALTHY", "QUERIES", "FAILURES", "LAST RTT"]);
     for upstream in items(&dns["upstreams"]) {
         let rtt = upstream["rttUs"].as_f64().unwrap_or_default() / 1_000.0;

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::{Config, Datapath, Dns, Forward, Source, View, file, values};
 use crate::{
     dns::{
-        RateLimit, Target,
+        RateLimit, Target, To,
         log::{EVERY, LogConfig},
         zone::ALL_VIEWS,
     },
@@ -226,8 +226,10 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
     if cluster_domain.is_empty() {
         return problem("dns.clusterDomain", "is the root: give the cluster's domain, like cluster.local");
     }
-    let mut forward: Vec<Forward> = Vec::with_capacity(dns.forward.len());
-    for (index, rule) in dns.forward.iter().enumerate() {
+    let upstreams = list("dns.upstreams", &dns.upstreams, values::cluster_dns)?;
+    let written = dns.forward.as_deref().unwrap_or_default();
+    let mut forward: Vec<Forward> = Vec::with_capacity(written.len() + 1);
+    for (index, rule) in written.iter().enumerate() {
         let rule = self::forward(&format!("dns.forward[{index}]"), rule, views)?;
         let general = |rule: &Forward| rule.views == ALL_VIEWS;
         let twice = |other: &&Forward| {
@@ -236,13 +238,16 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
         if forward.iter().any(|other| twice(&other)) {
             return problem(
                 format!("dns.forward[{index}].zone"),
-                format!(
-                    "two rules are for `{}` and the same view: put their servers into one",
-                    dns.forward[index].zone
-                ),
+                format!("two rules are for `{}` and the same view: put their servers into one", written[index].zone),
             );
         }
         forward.push(rule);
+    }
+    // Who names the cluster's DNS wants it asked, unless a rule says otherwise.
+    let rest = forward.iter().any(|rule| rule.zone.is_empty() && rule.views == ALL_VIEWS);
+    if !rest && (dns.forward.is_none() || !upstreams.is_empty()) {
+        let to = if upstreams.is_empty() { Vec::new() } else { vec![To::Cluster] };
+        forward.push(Forward { zone: String::new(), views: ALL_VIEWS, to, redirect: Vec::new(), mixed_case: false });
     }
     let cache = dns.cache;
     within("dns.cache.entries", cache.entries, 1, MAX_CACHE, "answers")?;
@@ -260,7 +265,7 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
         cluster_domain,
         local_zone: dns.local_zone,
         pods: dns.pods,
-        upstreams: list("dns.upstreams", &dns.upstreams, values::server)?,
+        upstreams,
         forward,
         ca_file: dns.tls.ca_file.as_ref().map(|path| base.join(path)),
         cache,
@@ -272,7 +277,7 @@ fn dns(dns: &file::Dns, views: &[View], base: &Path) -> Checked<Dns> {
 
 fn forward(key: &str, rule: &file::Forward, views: &[View]) -> Checked<Forward> {
     let zone = values::domain(&rule.zone, 255).at(format!("{key}.zone"))?;
-    let to = list(&format!("{key}.to"), &rule.to, values::upstream)?;
+    let to = list(&format!("{key}.to"), &rule.to, values::to)?;
     let redirect = list(&format!("{key}.redirect"), &rule.redirect, values::target)?;
     if !to.is_empty() && !redirect.is_empty() {
         return problem(format!("{key}.redirect"), "stands beside `to`: ask servers, or lead elsewhere");
@@ -288,7 +293,7 @@ fn forward(key: &str, rule: &file::Forward, views: &[View]) -> Checked<Forward> 
             );
         }
     }
-    if rule.mixed_case && to.iter().all(|server| server.tls.is_some()) {
+    if rule.mixed_case && to.iter().all(|to| matches!(to, To::Server(server) if server.tls.is_some())) {
         return problem(format!("{key}.mixedCase"), "is for servers asked in the clear: there are none in `to`");
     }
     let named = named_views(&format!("{key}.views"), &rule.views, views)?;

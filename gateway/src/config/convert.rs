@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Cache, Config, Deny, DnsLimits, Forward, Pods, ReturnPath, Strangers};
 use crate::{
-    dns::{CacheConfig, DnsConfig, ForwardRule, Limits},
+    dns::{CacheConfig, ClusterDns, DnsConfig, ForwardRule, Limits, To},
     kernel::{Mode, Settings, Sizes},
     model::{Identity, ObjectName},
     node,
@@ -42,7 +42,7 @@ impl Config {
         }
     }
 
-    /// What the resolver is told; `listen` are its addresses.
+    /// What the resolver is told; `listen` are its addresses. The servers of the cluster's DNS are to be found yet.
     pub fn dns_config(&self, listen: &[SocketAddr]) -> DnsConfig {
         let Cache { entries, memory, max_ttl, negative_ttl, stale, failure_ttl } = self.dns.cache;
         let DnsLimits { outstanding, per_client } = self.dns.limits;
@@ -55,6 +55,7 @@ impl Config {
             pods: self.dns.pods == Pods::Insecure,
             local_zone: self.dns.local_zone,
             forward: self.forward_rules(),
+            cluster: ClusterDns { configured: self.dns.upstreams.clone(), servers: Vec::new() },
             ca_file: self.dns.ca_file.clone(),
             cache: CacheConfig {
                 entries: bound(entries),
@@ -70,6 +71,11 @@ impl Config {
             rate_limit: self.dns.rate_limit,
             limits: Limits { waiting: bound(outstanding), waiting_per_client: bound(per_client), ..Limits::default() },
         }
+    }
+
+    /// Whether a zone rule asks the cluster's own DNS.
+    pub fn asks_cluster(&self) -> bool {
+        self.dns.forward.iter().any(|rule| rule.to.contains(&To::Cluster))
     }
 
     /// Who is asked for which names.

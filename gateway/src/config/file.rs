@@ -142,7 +142,7 @@ pub(super) struct Dns {
     pub pods: Pods,
     pub local_zone: bool,
     pub upstreams: Vec<String>,
-    pub forward: Vec<Forward>,
+    pub forward: Option<Vec<Forward>>,
     pub tls: Tls,
     pub cache: Cache,
     pub log: Log,
@@ -158,7 +158,7 @@ impl Default for Dns {
             pods: Pods::default(),
             local_zone: false,
             upstreams: Vec::new(),
-            forward: vec![Forward::default()],
+            forward: None,
             tls: Tls::default(),
             cache: Cache::default(),
             log: Log::default(),
@@ -180,13 +180,6 @@ pub(super) struct Forward {
     pub redirect: Vec<String>,
     #[serde(default)]
     pub mixed_case: bool,
-}
-
-/// Names outside are refused.
-impl Default for Forward {
-    fn default() -> Self {
-        Self { zone: ".".to_owned(), views: Vec::new(), to: Vec::new(), redirect: Vec::new(), mixed_case: false }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -19,7 +19,7 @@ pub use file::{Cache, Deny, DnsLimits, ReturnPath, Strangers};
 
 pub use crate::plan::Pods;
 use crate::{
-    dns::{LogConfig, RateLimit, Target, Upstream},
+    dns::{LogConfig, RateLimit, Target, To},
     kernel::{Mode, MssClamp, Timeouts},
     plan::VipKinds,
 };
@@ -88,7 +88,7 @@ pub struct Forward {
     /// Whose questions; bit = view number, all bits: those of every view without a rule of its own.
     pub views: u64,
     /// The servers; empty, and no `redirect`: refused.
-    pub to: Vec<Upstream>,
+    pub to: Vec<To>,
     /// What its names lead to instead: addresses, or one name.
     pub redirect: Vec<Target>,
     /// Questions are asked in random case.

@@ -151,6 +151,35 @@ log: gateway=debug,info
 }
 
 #[test]
+fn the_clusters_dns_is_asked_where_the_config_says_so_and_nowhere_else() {
+    let rules = |dns: &str| {
+        let config = parse(&format!("{LEAST}dns: {{{dns}}}\n")).unwrap_or_else(|error| panic!("{dns}: {error}"));
+        let to = |rule: &Forward| rule.to.iter().map(ToString::to_string).collect::<Vec<_>>().join("+");
+        let rule = |rule: &Forward| format!("{}:{}", rule.zone, to(rule));
+        let rules: Vec<String> = config.dns.forward.iter().map(rule).collect();
+        assert_eq!(config.asks_cluster(), rules.join(" ").contains("cluster"), "{dns}");
+        (rules.join(" "), config.dns_config(&[]).cluster.configured.len())
+    };
+    let table = [
+        ("", ":", 0),
+        ("forward: [{zone: a, to: [cluster, 9.9.9.9]}]", "a:cluster+9.9.9.9:53", 0),
+        ("forward: [{zone: ., to: [cluster]}]", ":cluster", 0),
+        ("upstreams: [10.1.0.10]", ":cluster", 1),
+        ("upstreams: [10.1.0.10], forward: [{zone: a, to: [9.9.9.9]}]", "a:9.9.9.9:53 :cluster", 1),
+        ("upstreams: [10.1.0.10], forward: []", ":cluster", 1),
+        ("upstreams: [10.1.0.10], forward: [{zone: .}]", ":", 1),
+        // A rule for some views leaves the others'.
+        ("upstreams: [10.1.0.10], forward: [{zone: ., views: [developers]}]", ": :cluster", 1),
+        ("upstreams: [10.1.0.10], forward: [{zone: ., to: []}, {zone: a, to: [cluster]}]", ": a:cluster", 1),
+        ("forward: []", "", 0),
+    ];
+    for (dns, expected, upstreams) in table {
+        assert_eq!(rules(dns), (expected.to_owned(), upstreams), "{dns}");
+    }
+    parse(&format!("{LEAST}dns: {{forward: [{{zone: a, to: [cluster], mixedCase: true}}]}}\n")).expect("in the clear");
+}
+
+#[test]
 fn the_kernel_answers_where_the_forwarder_does_on_port_53_only() {
     let config = parse(&format!("{LEAST}dns: {{listen: [10.0.0.1, \"10.0.0.2:5353\"]}}\n")).expect("a valid config");
     let dns = |listen: &[SocketAddr]| config.settings(Sizes::default(), &[], listen).dns;
@@ -232,6 +261,17 @@ fn a_bad_value_is_named_by_its_key_with_the_way_out() {
             &["dns.forward[0].to[0]", "not an address"],
         ),
         (with("dns: {forward: [{zone: ., to: [\"tls://9.9.9.9#\"]}]}"), &["dns.forward[0].to[0]", "certificate"]),
+        (with("dns: {forward: [{zone: ., to: [\"cluster:53\"]}]}"), &["dns.forward[0].to[0]", "write `cluster` alone"]),
+        (with("dns: {forward: [{zone: ., to: [Cluster]}]}"), &["dns.forward[0].to[0]", "write `cluster` alone"]),
+        (
+            with("dns: {forward: [{zone: ., to: [\"tls://cluster#a\"]}]}"),
+            &["`tls://cluster#a`", "write `cluster` alone"],
+        ),
+        (with("dns: {forward: [{zone: ., to: [cluster, cluster]}]}"), &["dns.forward[0].to[1]", "twice"]),
+        (with("dns: {forward: [{zone: ., to: [clusters]}]}"), &["dns.forward[0].to[0]", "not an address"]),
+        (with("dns: {forward: [{zone: a, to: [cluster], redirect: [192.0.2.1]}]}"), &["redirect", "`to`"]),
+        (with("dns: {upstreams: [cluster]}"), &["dns.upstreams[0]", "says what `cluster` is", "kube-dns"]),
+        (with("dns: {upstreams: [10.1.0.10, \"10.1.0.10:53\"]}"), &["dns.upstreams[1]", "twice"]),
         (with("dns: {tls: {ca: a}}"), &["dns.tls.ca: unknown key", "caFile"]),
         (with("dns: {forward: [{zone: ., to: [\"https://a\"]}]}"), &["dns.forward[0].to[0]", "https"]),
         (with("dns: {forward: [{zone: .}, {zone: a b}]}"), &["dns.forward[1].zone", "a b"]),

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::dns::{Target, Upstream};
+use crate::dns::{Target, To, Upstream};
 
 /// A prefix whose host bits are zero.
 pub(super) fn cidr(text: &str) -> Result<IpNet, String> {
@@ -66,6 +66,35 @@ pub(super) fn server(text: &str) -> Result<SocketAddr, String> {
     let address = socket(text)?;
     unicast(&address.ip().to_string())?;
     Ok(address)
+}
+
+/// A server of the cluster's own DNS: as [`server`].
+pub(super) fn cluster_dns(text: &str) -> Result<SocketAddr, String> {
+    if is_cluster(text) {
+        return Err(format!(
+            "`{text}` is not for here: this key says what `cluster` is; leave it out for Service kube-system/kube-dns"
+        ));
+    }
+    server(text)
+}
+
+/// Whom a zone rule asks: `cluster`, or as [`upstream`].
+pub(super) fn to(text: &str) -> Result<To, String> {
+    match text {
+        "cluster" => Ok(To::Cluster),
+        _ if is_cluster(text) => Err(format!(
+            "`{text}`: write `cluster` alone: its addresses and ports are those of dns.upstreams, or of Service \
+             kube-system/kube-dns"
+        )),
+        _ => upstream(text).map(To::Server),
+    }
+}
+
+/// The word, with whatever people put before and behind it.
+fn is_cluster(text: &str) -> bool {
+    let host = text.split_once("://").map_or(text, |(_, host)| host);
+    let host = host.split([':', '#', '/', '.']).next().unwrap_or_default();
+    host.trim().eq_ignore_ascii_case("cluster")
 }
 
 /// A server of a zone rule: as [`server`], or `tls://ADDRESS#NAME` for DNS over TLS, port 853 unless given. Without a name the

@@ -298,6 +298,12 @@ impl Cache {
         }
     }
 
+    /// Other servers may do better: what failed is asked again when somebody wants it.
+    pub fn forget_failures(&self) {
+        let mut inner = self.lock();
+        inner.failed.clear();
+    }
+
     /// What cannot be removed still expires by itself.
     fn unpublish(&self, inner: &mut Inner, key: &DnsKey) {
         inner.owners.remove(key);

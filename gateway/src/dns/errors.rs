@@ -35,6 +35,8 @@ pub const PROHIBITED: Extended = extended(18, "names outside the cluster are not
 pub const STALE_NXDOMAIN: Extended = extended(19, "no upstream answered");
 /// Too much is asked already.
 pub const OVERLOAD: Extended = extended(0, "too many questions are waiting for upstreams");
+/// A rule asks the cluster's DNS alone, and that has no server.
+const NOBODY: Extended = extended(22, "the cluster's DNS has no endpoint");
 const TIMEOUT: Extended = extended(22, "no upstream answered in time");
 const NETWORK: Extended = extended(23, "no upstream can be reached");
 const UNUSABLE: Extended = extended(0, "the upstreams' answers cannot be used");
@@ -44,7 +46,8 @@ impl Extended {
     /// Why there is no answer from upstream. What the server itself said is passed on, as a number.
     pub fn of(error: &ExchangeError) -> Self {
         match error {
-            ExchangeError::Timeout(_) | ExchangeError::Nobody => TIMEOUT,
+            ExchangeError::Nobody => NOBODY,
+            ExchangeError::Timeout(_) => TIMEOUT,
             ExchangeError::Network(..) => NETWORK,
             ExchangeError::Mismatch(_) => UNUSABLE,
             ExchangeError::Refused { info, .. } => info.map_or(FAILED, |code| extended(code, "said the upstream")),

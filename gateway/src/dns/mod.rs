@@ -4,7 +4,7 @@
 //! servers of the zone rule ([`rules`], [`upstream`]). What was learnt goes through [`learn`] into the cache and into the kernel.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -93,7 +93,7 @@ pub struct ForwardRule {
     /// Whose questions; bit = view number. All bits: those of every view that has no rule of its own for the zone.
     pub views: u64,
     /// Servers, asked in this order; none, and nothing in `redirect`: refused.
-    pub to: Vec<Upstream>,
+    pub to: Vec<To>,
     /// What names in the zone lead to: addresses, or one name.
     pub redirect: Vec<Target>,
     /// Questions are asked in random case, which the answer must have too: harder to guess.
@@ -104,6 +104,45 @@ impl Default for ForwardRule {
     fn default() -> Self {
         Self { zone: ".".to_owned(), views: zone::ALL_VIEWS, to: Vec::new(), redirect: Vec::new(), mixed_case: false }
     }
+}
+
+/// Whom a rule asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum To {
+    /// This server.
+    Server(Upstream),
+    /// The cluster's own DNS: whatever servers it has at the time.
+    Cluster,
+}
+
+impl From<Upstream> for To {
+    fn from(server: Upstream) -> Self {
+        Self::Server(server)
+    }
+}
+
+impl From<SocketAddr> for To {
+    fn from(server: SocketAddr) -> Self {
+        Self::Server(server.into())
+    }
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Server(server) => server.fmt(f),
+            Self::Cluster => f.write_str("cluster"),
+        }
+    }
+}
+
+/// What [`To::Cluster`] means.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterDns {
+    /// `dns.upstreams`; empty: the cluster DNS Service. What was learnt stays as long as this does, whatever servers come and go.
+    pub configured: Vec<SocketAddr>,
+    /// Its servers now. None: questions for it fail.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// What a rule redirects to.
@@ -164,6 +203,8 @@ pub struct DnsConfig {
     pub local_zone: bool,
     /// Zone rules for names outside the cluster zone; a name without a rule is refused.
     pub forward: Vec<ForwardRule>,
+    /// What `cluster` means in them.
+    pub cluster: ClusterDns,
     /// `dns.tls.caFile`: authorities for servers over TLS, beside the system's.
     pub ca_file: Option<PathBuf>,
     /// The cache of learnt answers.
@@ -190,6 +231,7 @@ impl Default for DnsConfig {
             pods: false,
             local_zone: false,
             forward: Vec::new(),
+            cluster: ClusterDns::default(),
             ca_file: None,
             cache: CacheConfig::default(),
             views: Vec::new(),

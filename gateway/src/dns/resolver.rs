@@ -1,7 +1,7 @@
 //! The room's door: starts the parts and joins them.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,12 +12,13 @@ use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{
-    DnsConfig, DnsError, ForwardRule, SharedStore,
+    ClusterDns, DnsConfig, DnsError, ForwardRule, SharedStore,
     cache::Cache,
     clock,
     forwarder::Forwarder,
     limit::Limiter,
     log::QueryLog,
+    name,
     publish::Publisher,
     rules::Rules,
     server::{Listener, Server},
@@ -51,7 +52,8 @@ impl Resolver {
             listeners.push(Listener::bind(*addr).await?);
         }
         let addresses: Vec<SocketAddr> = listeners.iter().map(Listener::addr).collect();
-        let rules = Rules::new(&config.forward, Trust::read(config.ca_file.as_deref())?, &addresses, None)?;
+        let trust = Trust::read(config.ca_file.as_deref())?;
+        let rules = Rules::new(&config.forward, trust, &addresses, &config.cluster, None)?;
         let log = match &config.log {
             Some(log) => Some(
                 QueryLog::open(log, config.view_names.clone())
@@ -166,12 +168,32 @@ impl ResolverHandle {
     ///
     /// # Errors
     /// What is wrong with the new rules; the old ones stay.
-    pub fn set_rules(&self, forward: &[ForwardRule], ca_file: Option<&Path>) -> Result<(), DnsError> {
+    pub fn set_rules(
+        &self,
+        forward: &[ForwardRule],
+        ca_file: Option<&Path>,
+        cluster: &ClusterDns,
+    ) -> Result<(), DnsError> {
         let before = self.forwarder.rules();
-        let after = Arc::new(Rules::new(forward, Trust::read(ca_file)?, &self.addresses, Some(&before))?);
+        let after = Arc::new(Rules::new(forward, Trust::read(ca_file)?, &self.addresses, cluster, Some(&before))?);
         self.forwarder.set_rules(Arc::clone(&after));
         self.forwarder.cache.retain(|ask| before.carried(&after, &ask.name, ask.via));
         Ok(())
+    }
+
+    /// Replaces the servers of the cluster's DNS, for questions on their way, too. Answers stay; servers that stay keep their health.
+    /// What failed for want of a server is asked again at once.
+    pub fn set_cluster(&self, servers: &[SocketAddr]) {
+        self.forwarder.rules().set_cluster(servers);
+        self.forwarder.cache.forget_failures();
+    }
+
+    /// What the forwarder does with a client's question for a name that is not of the cluster's zone, in words; `None`: it is, or the
+    /// client is in no view.
+    pub fn explain(&self, from: IpAddr, name: &str) -> Option<String> {
+        let view = self.forwarder.view_of(from)?;
+        let name = name::from_text(name).filter(|name| !self.forwarder.zone.holds(name))?;
+        Some(self.forwarder.rules().explain(&name, view))
     }
 
     /// Logs a query that the kernel answered.
@@ -202,7 +224,7 @@ impl ResolverHandle {
             cached: self.forwarder.cache.count(),
             cached_bytes: self.forwarder.cache.bytes(),
             cache: self.forwarder.cache.info(limit),
-            upstreams: self.forwarder.rules().servers().iter().map(|server| server.info()).collect(),
+            upstreams: self.forwarder.rules().infos(),
             counters: self.counters(),
         }
     }

@@ -3,26 +3,88 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
-    DnsError, ForwardRule, Target, name,
-    upstream::{Server, Upstream, tls::Trust},
+    ClusterDns, DnsError, ForwardRule, Target, To, name,
+    upstream::{Server, ServerInfo, Upstream, tls::Trust},
     zone::ALL_VIEWS,
 };
 
 /// What a rule does with a name.
 #[derive(Debug)]
 pub enum Action {
-    /// These servers are asked.
-    Forward(Arc<[Arc<Server>]>),
+    /// These are asked.
+    Forward(Box<[Asked]>),
     /// The client gets REFUSED.
     Refuse,
     /// The name has these addresses and nothing else.
     Addresses(Vec<IpAddr>),
     /// The name is an alias of this one, in wire format.
     Alias(Box<[u8]>),
+}
+
+/// Whom a rule asks.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// This server.
+    Server(Arc<Server>),
+    /// The servers that the cluster's DNS has at the time.
+    Cluster(Arc<ClusterServers>),
+}
+
+impl Asked {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Server(one), Self::Server(other)) => one.upstream() == other.upstream(),
+            (Self::Cluster(one), Self::Cluster(other)) => one.configured == other.configured,
+            _ => false,
+        }
+    }
+
+    /// They have a server in common, or are the cluster's DNS both.
+    fn agrees(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Server(server), Self::Cluster(cluster)) | (Self::Cluster(cluster), Self::Server(server)) => {
+                cluster.now().iter().any(|one| one.upstream() == server.upstream())
+            }
+            _ => self.is_same(other),
+        }
+    }
+}
+
+/// The servers of the cluster's DNS, exchanged under the rules that ask them: questions on their way see the new ones, too.
+#[derive(Debug, Default)]
+pub struct ClusterServers {
+    configured: Vec<SocketAddr>,
+    now: RwLock<Arc<[Arc<Server>]>>,
+    turn: AtomicUsize,
+}
+
+impl ClusterServers {
+    fn now(&self) -> Arc<[Arc<Server>]> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// In the order of one question: they are one another's like, so each of those of the first one's family has its turn to be first.
+    fn turned(&self) -> Vec<Arc<Server>> {
+        let mut servers = self.now().to_vec();
+        let v4 = servers.first().is_some_and(|server| server.upstream().addr.is_ipv4());
+        let alike = servers.iter().take_while(|server| server.upstream().addr.is_ipv4() == v4).count();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed).checked_rem(alike).unwrap_or(0);
+        if let Some(alike) = servers.get_mut(..alike) {
+            alike.rotate_left(turn);
+        }
+        servers
+    }
+
+    fn set(&self, servers: Vec<Arc<Server>>) {
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = servers.into();
+    }
 }
 
 /// One rule.
@@ -41,22 +103,39 @@ pub struct Route {
 }
 
 impl Route {
-    /// Servers to ask; none when the rule does something else.
-    pub fn servers(&self) -> &[Arc<Server>] {
+    fn asked(&self) -> &[Asked] {
         match &self.action {
-            Action::Forward(servers) => servers,
+            Action::Forward(asked) => asked,
             _ => &[],
         }
     }
 
-    /// Whether what one has learnt holds for the other: they have a server in common.
+    /// Servers to ask now, each once, in order; none when the rule does something else, or the cluster's DNS has none.
+    pub fn servers(&self) -> Vec<Arc<Server>> {
+        let mut servers: Vec<Arc<Server>> = Vec::new();
+        for asked in self.asked() {
+            match asked {
+                Asked::Server(server) => add(&mut servers, server),
+                Asked::Cluster(cluster) => cluster.turned().iter().for_each(|server| add(&mut servers, server)),
+            }
+        }
+        servers
+    }
+
+    /// Whether it asks the cluster's DNS.
+    pub fn asks_cluster(&self) -> bool {
+        self.asked().iter().any(|asked| matches!(asked, Asked::Cluster(_)))
+    }
+
+    /// Whether what one has learnt holds for the other.
     fn agrees(&self, other: &Self) -> bool {
-        self.servers().iter().any(|here| other.servers().iter().any(|there| there.upstream() == here.upstream()))
+        self.asked().iter().any(|here| other.asked().iter().any(|there| there.agrees(here)))
     }
 
     fn is_same(&self, other: &Self) -> bool {
-        let all = |route: &Self| route.servers().iter().map(|server| server.upstream().clone()).collect::<Vec<_>>();
-        self.zone == other.zone && self.views == other.views && !self.servers().is_empty() && all(self) == all(other)
+        let (own, others) = (self.asked(), other.asked());
+        let same = own.len() == others.len() && own.iter().zip(others).all(|(own, other)| own.is_same(other));
+        self.zone == other.zone && self.views == other.views && !own.is_empty() && same
     }
 }
 
@@ -69,7 +148,9 @@ pub struct Rules {
     /// The views that some rule names.
     named: u64,
     next: u32,
+    /// Those that the rules name.
     servers: Vec<Arc<Server>>,
+    cluster: Arc<ClusterServers>,
     trust: Trust,
 }
 
@@ -83,13 +164,19 @@ impl Rules {
         rules: &[ForwardRule],
         trust: Trust,
         listen: &[SocketAddr],
+        cluster: &ClusterDns,
         before: Option<&Self>,
     ) -> Result<Self, DnsError> {
-        let mut all = Self { next: before.map_or(1, |before| before.next), ..Self::default() };
+        let same = before.map(|before| &before.cluster).filter(|before| before.configured == cluster.configured);
+        let shared = same.cloned().unwrap_or_else(|| {
+            Arc::new(ClusterServers { configured: cluster.configured.clone(), ..ClusterServers::default() })
+        });
+        let mut all =
+            Self { next: before.map_or(1, |before| before.next), cluster: Arc::clone(&shared), ..Self::default() };
         let mut known: HashMap<&Upstream, Arc<Server>> = HashMap::new();
         let kept = |to: &Upstream| {
             let before = before.filter(|before| to.tls.is_none() || before.trust == trust)?;
-            before.servers.iter().find(|server| server.upstream() == to).cloned()
+            before.servers().into_iter().find(|server| server.upstream() == to)
         };
         for (index, rule) in rules.iter().enumerate() {
             let bad = |key: &str, name: &str| DnsError::Name {
@@ -97,21 +184,25 @@ impl Rules {
                 name: name.to_owned(),
             };
             let zone = name::from_text(&rule.zone).ok_or_else(|| bad("zone", &rule.zone))?;
-            if let Some(server) = rule.to.iter().find(|server| is_own(server.addr, listen)) {
-                return Err(DnsError::Loop { index, server: server.clone() });
-            }
-            let mut servers = Vec::with_capacity(rule.to.len());
+            let mut asked = Vec::with_capacity(rule.to.len());
             for to in &rule.to {
+                let To::Server(to) = to else {
+                    asked.push(Asked::Cluster(Arc::clone(&shared)));
+                    continue;
+                };
+                if is_own(to.addr, listen) {
+                    return Err(DnsError::Loop { index, server: to.clone() });
+                }
                 if !known.contains_key(to) {
                     let server = kept(to).map_or_else(|| Server::new(to.clone(), &trust).map(Arc::new), Ok)?;
                     all.servers.push(Arc::clone(&server));
                     known.insert(to, server);
                 }
-                servers.push(Arc::clone(&known[to]));
+                asked.push(Asked::Server(Arc::clone(&known[to])));
             }
             let action = match &rule.redirect[..] {
-                [] if servers.is_empty() => Action::Refuse,
-                [] => Action::Forward(servers.into()),
+                [] if asked.is_empty() => Action::Refuse,
+                [] => Action::Forward(asked.into()),
                 [Target::Name(target), ..] => {
                     Action::Alias(name::from_text(target).ok_or_else(|| bad("redirect", target))?)
                 }
@@ -125,7 +216,25 @@ impl Rules {
             }
         }
         all.trust = trust;
+        // Only now: nothing changes for rules that are wrong.
+        shared.set(all.find_cluster(&cluster.servers, before));
         Ok(all)
+    }
+
+    /// Replaces the servers of the cluster's DNS; those that stay keep their health. The rules stay, and so does what was learnt.
+    pub fn set_cluster(&self, servers: &[SocketAddr]) {
+        self.cluster.set(self.find_cluster(servers, None));
+    }
+
+    /// A server that rules name, too, is one server.
+    fn find_cluster(&self, servers: &[SocketAddr], before: Option<&Self>) -> Vec<Arc<Server>> {
+        let known: Vec<_> = self.servers().into_iter().chain(before.into_iter().flat_map(Self::servers)).collect();
+        let one = |addr: &SocketAddr| {
+            let to = Upstream::from(*addr);
+            let known = known.iter().find(|server| *server.upstream() == to).cloned();
+            known.unwrap_or_else(|| Arc::new(Server::at(*addr)))
+        };
+        servers.iter().map(one).collect()
     }
 
     fn number(&mut self) -> u32 {
@@ -181,9 +290,51 @@ impl Rules {
         stays.then(|| (first.id, after.views_of(name, first.id)))
     }
 
-    /// Every server, in the order of the config.
-    pub fn servers(&self) -> &[Arc<Server>] {
-        &self.servers
+    /// Every server: in the order of the config, and then the cluster's DNS.
+    pub fn servers(&self) -> Vec<Arc<Server>> {
+        let mut all = self.servers.clone();
+        self.cluster.now().iter().for_each(|server| add(&mut all, server));
+        all
+    }
+
+    /// What is done with a name that a client of that view asks for, in words.
+    pub fn explain(&self, name: &[u8], view: u8) -> String {
+        let Some(route) = self.route(name, view) else {
+            return "no rule of dns.forward is for it: the forwarder refuses it".to_owned();
+        };
+        let rule = format!("the rule for `{}` of dns.forward", name::to_text(&route.zone));
+        match &route.action {
+            Action::Refuse => format!("{rule} refuses it"),
+            Action::Addresses(all) => {
+                let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+                format!("{rule} leads it to {}", all.join(", "))
+            }
+            Action::Alias(target) => format!("{rule} makes it an alias of {}", name::to_text(target)),
+            Action::Forward(_) => {
+                let state = |server: &Arc<Server>| if server.is_well() { "" } else { " (fails)" };
+                let mut servers: Vec<String> =
+                    route.servers().iter().map(|server| format!("{}{}", server.upstream(), state(server))).collect();
+                servers.sort();
+                let whom = if route.asks_cluster() { "the cluster's DNS: " } else { "" };
+                match servers.is_empty() {
+                    true => format!("{rule} asks the cluster's DNS, which has no endpoint: SERVFAIL"),
+                    false => format!("{rule} asks {whom}{}", servers.join(", ")),
+                }
+            }
+        }
+    }
+
+    /// Every server's health, for people.
+    pub fn infos(&self) -> Vec<ServerInfo> {
+        let named = self.servers.len();
+        let info = |(index, server): (usize, &Arc<Server>)| ServerInfo { cluster: index >= named, ..server.info() };
+        self.servers().iter().enumerate().map(info).collect()
+    }
+}
+
+fn add(servers: &mut Vec<Arc<Server>>, server: &Arc<Server>) {
+    if !servers.iter().any(|one| Arc::ptr_eq(one, server)) {
+        servers.push(Arc::clone(server));
     }
 }
 
@@ -235,6 +386,7 @@ mod tests {
             ],
             Trust::default(),
             &[],
+            &ClusterDns::default(),
             None,
         )
         .expect("rules");
@@ -249,7 +401,9 @@ mod tests {
     fn a_rule_that_cannot_be_is_named() {
         let error = |rules: &[ForwardRule], listen: &[&str]| {
             let listen: Vec<SocketAddr> = listen.iter().map(|a| a.parse().expect("address")).collect();
-            Rules::new(rules, Trust::default(), &listen, None).expect_err("an error").to_string()
+            Rules::new(rules, Trust::default(), &listen, &ClusterDns::default(), None)
+                .expect_err("an error")
+                .to_string()
         };
         let twice = error(&[rule("a.org", &[]), rule("A.org.", &[])], &[]);
         assert!(twice.contains("dns.forward[1].zone") && twice.contains("A.org."), "{twice}");
@@ -261,7 +415,7 @@ mod tests {
         assert!(circle.contains("in circles"), "{circle}");
         let elsewhere = [rule(".", &["192.0.2.1:53"])];
         let everywhere = ["0.0.0.0:53".parse().expect("address")];
-        assert!(Rules::new(&elsewhere, Trust::default(), &everywhere, None).is_ok());
+        assert!(Rules::new(&elsewhere, Trust::default(), &everywhere, &ClusterDns::default(), None).is_ok());
     }
 
     #[test]
@@ -274,7 +428,9 @@ mod tests {
             of("example.org", &[], 0b10),
             of("www.example.org", &["192.0.2.3:53"], 0b100),
         ];
-        let new = |rules: &[ForwardRule], before| Rules::new(rules, Trust::default(), &[], before).expect("rules");
+        let new = |rules: &[ForwardRule], before| {
+            Rules::new(rules, Trust::default(), &[], &ClusterDns::default(), before).expect("rules")
+        };
         let before = new(&rules, None);
         let name = |text| name::from_text(text).expect("name");
         let www = name("www.example.org");
@@ -301,6 +457,9 @@ mod tests {
         changed.push(of("www.example.org", &["192.0.2.2:53"], 0b1));
         let split = new(&changed, Some(&after));
         assert_eq!(after.carried(&split, &www, route(&after, 1)), None);
-        assert!(Rules::new(&[of("a", &[], 0b11), of("a", &[], 0b10)], Trust::default(), &[], None).is_err());
+        assert!(
+            Rules::new(&[of("a", &[], 0b11), of("a", &[], 0b10)], Trust::default(), &[], &ClusterDns::default(), None)
+                .is_err()
+        );
     }
 }

@@ -143,6 +143,8 @@ pub struct ServerInfo {
     pub rtt_us: u64,
     /// TLS sessions begun.
     pub sessions: u64,
+    /// It is one of the cluster's own DNS, and known for that alone.
+    pub cluster: bool,
     /// Why its last question failed; absent when the last one did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -155,16 +157,26 @@ impl Server {
     /// When it is to be spoken to over TLS and what its certificate must be for is no name.
     pub fn new(upstream: Upstream, trust: &Trust) -> Result<Self, TrustError> {
         let channel = upstream.tls.as_deref().map(|name| Channel::new(upstream.addr, name, trust)).transpose()?;
-        Ok(Self {
+        Ok(Self { channel, ..Self::plain(upstream) })
+    }
+
+    /// One that is spoken to in the clear and has not been asked yet.
+    fn plain(upstream: Upstream) -> Self {
+        Self {
             upstream,
-            channel,
+            channel: None,
             last_error: Mutex::default(),
             queries: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             consecutive: AtomicU32::new(0),
             try_at: AtomicU64::new(0),
             rtt_us: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// A server at this address, spoken to in the clear.
+    pub fn at(addr: SocketAddr) -> Self {
+        Self::plain(addr.into())
     }
 
     /// Where it is.
@@ -181,11 +193,13 @@ impl Server {
             failures: self.failures.load(Ordering::Relaxed),
             rtt_us: self.rtt_us.load(Ordering::Relaxed),
             sessions: self.channel.as_ref().map_or(0, Channel::sessions),
+            cluster: false,
             error: self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
-    fn is_well(&self) -> bool {
+    /// Its last answer was a good one, or it was not asked yet.
+    pub fn is_well(&self) -> bool {
         self.consecutive.load(Ordering::Relaxed) == 0
     }
 
@@ -302,14 +316,15 @@ fn extended_error(message: &Message) -> Option<u16> {
 }
 
 /// Asks the servers of a rule in turn, those that failed and have not answered since last, until one gives a usable answer: NOERROR or
-/// NXDOMAIN. Servers that did not answer are asked again; those that said no are not. What a slow server says to an earlier question
-/// is as good.
+/// NXDOMAIN. Servers that did not answer are asked again, unless they are gone from the rule meanwhile, and so are those that came;
+/// those that said no are not. What a slow server says to an earlier question is as good.
 ///
 /// # Errors
 /// What the last server did, when none gave an answer within `patience` or the resolver's own limit.
 pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result<Message, ExchangeError> {
     let end = Instant::now() + patience.map_or(PATIENCE, |patience| patience.min(PATIENCE));
-    let mut order: Vec<&Arc<Server>> = route.servers().iter().collect();
+    let mut order = route.servers();
+    let mut known = order.clone();
     order.sort_by_key(|server| !server.is_well());
     if order.first().is_some_and(|server| server.is_well()) {
         try_again(&order, route, ask);
@@ -339,7 +354,11 @@ pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result
                 }
             }
         }
-        order = silent;
+        let now = route.servers();
+        silent.retain(|server| holds(&now, server));
+        order = now.into_iter().filter(|server| !holds(&known, server)).collect();
+        known.extend(order.iter().cloned());
+        order.append(&mut silent);
     }
     // Servers that said no have been passed over at once: who is slow still has time.
     match timeout_at(end, next_late(&mut late)).await {
@@ -348,9 +367,13 @@ pub async fn ask(route: &Route, ask: &Ask, patience: Option<Duration>) -> Result
     }
 }
 
+fn holds(servers: &[Arc<Server>], server: &Arc<Server>) -> bool {
+    servers.iter().any(|one| Arc::ptr_eq(one, server))
+}
+
 /// Asks servers that failed and are due the same question, while the client has its answer from another: how they are is found out
 /// at nobody's cost.
-fn try_again(servers: &[&Arc<Server>], route: &Route, ask: &Ask) {
+fn try_again(servers: &[Arc<Server>], route: &Route, ask: &Ask) {
     let now = clock::now();
     for server in servers.iter().filter(|server| server.is_due(now)) {
         let (server, ask, mixed_case) = (Arc::clone(server), ask.clone(), route.mixed_case);

@@ -1,5 +1,6 @@
 //! Objects as people write them, and the plan that must come out.
 
+mod dns;
 mod near;
 mod outer;
 

@@ -2,6 +2,7 @@
 //! recording table in the kernel's place, which answers like the kernel from nothing but what was put into it.
 
 mod cluster;
+mod cluster_dns;
 mod differential;
 mod edns;
 mod fake;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use gateway::dns::{ForwardRule, Target, clock};
+use gateway::dns::{ClusterDns, ForwardRule, Target, clock};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{Name, RData, Record, RecordType, rdata::A},
@@ -72,13 +72,13 @@ async fn views_with_servers_of_their_own_get_their_own_answers_from_forwarder_an
     assert_eq!((ours.asked(), theirs.asked()), (1, 1));
 
     // Everyone is sent to the guests' server: what developers learnt is gone, what guests learnt is everyone's.
-    lab.dns.set_rules(&[of(&theirs, u64::MAX)], None).expect("rules");
+    lab.dns.set_rules(&[of(&theirs, u64::MAX)], None, &ClusterDns::default()).expect("rules");
     for client in [DEVELOPER, GUEST] {
         assert_eq!(addresses(&lab.ask_from(client, NAME, RecordType::A).await), ["192.0.2.2"]);
     }
     assert_eq!((ours.asked(), theirs.asked()), (1, 1));
     // And apart again: the kernel must not go on telling everyone.
-    lab.dns.set_rules(&[of(&ours, 0b1), of(&theirs, 0b10)], None).expect("rules");
+    lab.dns.set_rules(&[of(&ours, 0b1), of(&theirs, 0b10)], None, &ClusterDns::default()).expect("rules");
     for (view, client, expected) in [(0, DEVELOPER, "192.0.2.1"), (1, GUEST, "192.0.2.2")] {
         if let Some(kernel) = lab.kernel.answer(&query(NAME, RecordType::A), view, clock::now()) {
             assert_eq!(addresses(&Message::from_vec(&kernel).expect("answer")), [expected]);

@@ -66,7 +66,7 @@ fn over_tls(addr: SocketAddr, name: &str) -> Upstream {
 }
 
 fn config_for(to: Vec<Upstream>, ca: Option<&Path>) -> DnsConfig {
-    let forward = vec![ForwardRule { to, ..ForwardRule::default() }];
+    let forward = vec![ForwardRule { to: to.into_iter().map(Into::into).collect(), ..ForwardRule::default() }];
     DnsConfig { forward, ca_file: ca.map(Path::to_owned), ..config() }
 }
 

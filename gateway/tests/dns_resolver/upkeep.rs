@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use gateway::dns::{LogConfig, clock, log::EVERY};
+use gateway::dns::{ClusterDns, LogConfig, clock, log::EVERY};
 use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{RecordType, rdata::opt::EdnsOption},
@@ -161,7 +161,7 @@ async fn new_rules_are_in_force_at_once_and_answers_that_still_hold_stay() {
     }
     let rules =
         [forward(".", &[old.addr, new.addr]), forward("moves.example", &[new.addr]), forward("secret.example", &[])];
-    lab.dns.set_rules(&rules, None).expect("good rules");
+    lab.dns.set_rules(&rules, None, &ClusterDns::default()).expect("good rules");
     assert!(lab.kernel.has(names[0], 1), "the kernel keeps what still holds");
     assert!(!lab.kernel.has(names[1], 1) && !lab.kernel.has(names[2], 1), "and nothing else");
     assert_eq!(lab.rcode(names[2], RecordType::A).await, ResponseCode::Refused);
@@ -170,7 +170,8 @@ async fn new_rules_are_in_force_at_once_and_answers_that_still_hold_stay() {
     assert_eq!((old.asked(), new.asked()), (3, 1));
     assert_eq!(lab.dns.snapshot(0).upstreams[0].queries, 3, "the server that stays keeps its record");
 
-    let error = lab.dns.set_rules(&[forward(".", &[lab.addr])], None).expect_err("it would ask itself");
+    let error =
+        lab.dns.set_rules(&[forward(".", &[lab.addr])], None, &ClusterDns::default()).expect_err("it would ask itself");
     assert!(error.to_string().contains("in circles"), "{error}");
     assert_eq!(lab.rcode(names[0], RecordType::A).await, ResponseCode::NoError, "the old rules stay");
 }

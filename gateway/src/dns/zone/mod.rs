@@ -332,6 +332,11 @@ impl Zone {
         self.read().answers.minimal_any(name)
     }
 
+    /// Whether a name is of the cluster's zone, or of a reverse zone that is known as a whole: no other server is asked for it.
+    pub fn holds(&self, name: &[u8]) -> bool {
+        self.read().tree.zone_of(name).is_some()
+    }
+
     /// For people.
     pub fn info(&self) -> ZoneInfo {
         let inner = self.read();
