@@ -130,6 +130,13 @@ fn work(verb: Verb) -> Result<ExitCode> {
             must(&mut cargo(&["build", "--release", "-p", "gateway"]))?;
             must(&mut cargo(&["build", "-p", "gateway-lab"]))?;
             let mut bench = cargo(&["run", "--quiet", "-p", "gateway-bench", "--", &name]);
+            // Without it the rows of a real API server are left out, and said to be.
+            if name == "control" {
+                match cluster::ensure() {
+                    Ok(program) => _ = bench.env("GATEWAY_LAB_CLUSTER", program),
+                    Err(error) => eprintln!("no control plane for the lab: {error:#}"),
+                }
+            }
             exit_like(bench.env("GATEWAY_BIN", Path::new("target/release/gateway").canonicalize()?))
         }
         Verb::Bench { name } => bail!("no benchmark is called {name:?}; there are: quick, dns, control"),

@@ -1,23 +1,25 @@
 //! `cargo xtask bench control`: a large cluster behind one agent: how long until it serves, what it holds in memory, and how long a change
 //! takes from the API server's event to the kernel's maps and to the answer that a client gets.
 //!
-//! The agent is the product's own binary in the lab; the API server is a stand-in ([`api`]), which says when an event left it.
+//! The agent is the product's own binary in the lab; the API server is a stand-in ([`api`]), which says when an event left it, and then a
+//! real one ([`real`]) with the same objects.
 
 mod api;
 mod probe;
+mod real;
 mod world;
 
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use gateway_lab::{
-    GatewayConfig, Lab, Node, Topology, agent, clients,
+    GatewayConfig, Lab, Node, Topology, agent, clients, cluster,
     process::{NotYet, Process, wait_for},
     topology::GATEWAY,
 };
@@ -75,6 +77,13 @@ impl Figures {
 pub fn run() -> Result<bool> {
     let small = measure(SMALL)?;
     let large = measure(LARGE)?;
+    let real = match cluster::program() {
+        Ok(_) => Some(real::measure(LARGE)?),
+        Err(why) => {
+            println!("skipped: the real API server: {why}");
+            None
+        }
+    };
     let mut table = Table { ok: true };
     println!("{:<58} {:>10} {:>8} {:>6}", "", "measured", "target", "");
     for figures in [&small, &large] {
@@ -98,6 +107,15 @@ pub fn run() -> Result<bool> {
         table.row("  CPU at 100 changes a second, %", figures.busy_cpu * 100.0, None);
         table.row("  CPU without changes, %", figures.idle_cpu * 100.0, None);
         table.row("  CPU of a change, us", figures.cost(), None);
+    }
+    if let Some(figures) = &real {
+        println!("the same in a real API server (streamed, TLS, on the same processors)");
+        table.row("  ready after the agent's start, s", figures.start, None);
+        table.row("  resident at rest, MB", figures.memory.resident as f64 / 1e6, Some(150.0));
+        table.row("  resident at the peak, MB", figures.memory.peak as f64 / 1e6, None);
+        table.times("  written to kernel map, at rest, ms", &figures.rest, Some(10.0));
+        table.times("  written to kernel map, 100 changes a second, ms", &figures.busy, None);
+        table.row("  CPU at 100 changes a second, %", figures.busy_cpu * 100.0, None);
     }
     table.row("cost of a change, large against small", large.cost() / small.cost(), Some(1.5));
     Ok(table.ok)
@@ -133,16 +151,14 @@ fn measure(size: Size) -> Result<Figures> {
     let api = Api::new();
     world::fill(&api, size);
     let lab = Lab::build(Topology::with_pods(&[]))?;
-    let node = lab.node(Node::Gateway);
-    let worker = Node::Worker1.address();
-    node.ip(&[format!("route add {}/9 via {worker}", world::PODS), format!("route add 10.127.0.0/16 via {worker}")])?;
-    let socket = node.enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+    route_pods(&lab)?;
+    let socket = lab.node(Node::Gateway).enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
     let server = socket.local_addr()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     api.serve(&runtime, socket)?;
 
     let began = Instant::now();
-    let agent = start(&lab, &format!("http://{server}"))?;
+    let agent = start(&lab, &unguarded(&lab, &format!("http://{server}"))?)?;
     let ready = Instant::now();
     let (listed, bytes) = api.listed();
     let listed_at = listed.context("the agent has not asked for a list")?;
@@ -161,10 +177,11 @@ fn measure(size: Size) -> Result<Figures> {
     })?;
     let maps = Services::of(pid)?;
     let mut turns = vec![0; size.services as usize];
-    let rest = to_map(&api, &maps, &mut turns, REST)?;
+    let put = |slice| Ok(api.put("endpointslices", slice));
+    let rest = to_map(&put, &maps, &mut turns, REST)?;
     let mut busy = Times::default();
     let busy_cpu = spent(&mut || {
-        busy = to_map(&api, &maps, &mut turns, BUSY)?;
+        busy = to_map(&put, &maps, &mut turns, BUSY)?;
         Ok(())
     })?;
     let large = (size.large > 0).then(|| large_to_map(&api, &maps, size)).transpose()?;
@@ -185,8 +202,15 @@ fn measure(size: Size) -> Result<Figures> {
     })
 }
 
-/// Starts the agent and waits until it is ready.
-fn start(lab: &Lab, server: &str) -> Result<Process> {
+/// Routes the endpoints' addresses as a cluster does: none of them is there.
+fn route_pods(lab: &Lab) -> Result<()> {
+    let worker = Node::Worker1.address();
+    let routes = [format!("route add {}/9 via {worker}", world::PODS), format!("route add 10.127.0.0/16 via {worker}")];
+    lab.node(Node::Gateway).ip(&routes)
+}
+
+/// A kubeconfig for a server that asks nobody who he is.
+fn unguarded(lab: &Lab, server: &str) -> Result<PathBuf> {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "bench",
         "clusters": [{"name": "bench", "cluster": {"server": server}}],
@@ -195,7 +219,12 @@ fn start(lab: &Lab, server: &str) -> Result<Process> {
     });
     let file = lab.dir().join("kubeconfig");
     fs::write(&file, kubeconfig.to_string())?;
-    let config = GatewayConfig { kubeconfig: Some(file), ..GatewayConfig::default() };
+    Ok(file)
+}
+
+/// Starts the agent and waits until it is ready.
+fn start(lab: &Lab, kubeconfig: &Path) -> Result<Process> {
+    let config = GatewayConfig { kubeconfig: Some(kubeconfig.to_owned()), ..GatewayConfig::default() };
     let file = lab.dir().join("gateway.yaml");
     fs::write(&file, config.yaml(&lab.manifests.dir))?;
     let binary: PathBuf =
@@ -282,8 +311,14 @@ fn follow<T: Send>(
     })
 }
 
-/// From an ordinary Service's slice to its entry in the kernel's map; `turns` says how often each Service has changed.
-fn to_map(api: &Api, maps: &Services, turns: &mut [u32], pace: (Duration, u32)) -> Result<Times> {
+/// From an ordinary Service's slice to its entry in the kernel's map; `put` writes a slice and says when that was done, `turns` how often
+/// each Service has changed.
+fn to_map(
+    put: &(impl Fn(serde_json::Value) -> Result<Instant> + Sync),
+    maps: &Services,
+    turns: &mut [u32],
+    pace: (Duration, u32),
+) -> Result<Times> {
     let change = |number: u32| {
         // Far from one another, and each one anew before any comes twice.
         let service = number.wrapping_mul(7_919) % u32::try_from(turns.len())?;
@@ -291,7 +326,7 @@ fn to_map(api: &Api, maps: &Services, turns: &mut [u32], pace: (Duration, u32)) 
         let before = maps.table(vip)?;
         let turn = &mut turns[service as usize];
         *turn += 1;
-        let at = api.put("endpointslices", world::ordinary_slice(service, *turn));
+        let at = put(world::ordinary_slice(service, *turn))?;
         Ok(Change { at, of: (vip, before) })
     };
     follow(pace, change, |(vip, before)| Ok(maps.table(*vip)? != *before)).context("ordinary Services")

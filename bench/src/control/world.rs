@@ -124,37 +124,40 @@ pub fn headless(number: u32) -> String {
     format!("stateful-{number}")
 }
 
-/// Puts the whole cluster into the API server.
-pub fn fill(api: &Api, size: Size) {
+/// Every object, with the plural name of its kind.
+pub fn objects(size: Size) -> impl Iterator<Item = (&'static str, Value)> {
     let named = |kind: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
-    for number in 0..size.services.div_ceil(10) {
-        api.put("namespaces", named("Namespace", &format!("team-{number}")));
-    }
-    api.put("namespaces", named("Namespace", "named"));
-    for number in 0..250 {
+    let namespaces = (0..size.services.div_ceil(10)).map(|number| format!("team-{number}")).chain(["named".to_owned()]);
+    let nodes = (0..250).map(move |number| {
         let mut node = named("Node", &format!("node-{number:03}"));
         node["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": format!("zone-{}", number % 3)});
         node["status"] = json!({"addresses": [{"type": "InternalIP", "address": plus(Ipv4Addr::new(10, 91, 0, 0), number).to_string()}]});
-        api.put("nodes", node);
-    }
-    api.put(
-        "servicecidrs",
-        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-            "spec": {"cidrs": ["10.1.0.0/16"]}}),
-    );
-    for number in 0..size.services {
-        api.put("services", service(&namespace(number), &format!("web-{number}"), &vip(number).to_string()));
-        api.put("endpointslices", ordinary_slice(number, 0));
-    }
-    for number in 0..HEADLESS {
-        api.put("services", service("named", &headless(number), "None"));
-        api.put("endpointslices", headless_slice(number, 0).0);
-    }
-    if size.large > 0 {
-        api.put("services", service("team-0", "large", &large_vip(size).to_string()));
-        for part in 0..size.large / SLICE {
-            api.put("endpointslices", large_slice(size, part, 0));
-        }
+        ("nodes", node)
+    });
+    let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.1.0.0/16"]}});
+    let ordinary = (0..size.services).flat_map(|number| {
+        let service = service(&namespace(number), &format!("web-{number}"), &vip(number).to_string());
+        [("services", service), ("endpointslices", ordinary_slice(number, 0))]
+    });
+    let headless = (0..HEADLESS).flat_map(|number| {
+        [("services", service("named", &headless(number), "None")), ("endpointslices", headless_slice(number, 0).0)]
+    });
+    let large = (size.large > 0).then(|| ("services", service("team-0", "large", &large_vip(size).to_string())));
+    let parts = (0..size.large / SLICE).map(move |part| ("endpointslices", large_slice(size, part, 0)));
+    (namespaces.map(move |name| ("namespaces", named("Namespace", &name))))
+        .chain(nodes)
+        .chain([("servicecidrs", cidr)])
+        .chain(ordinary)
+        .chain(headless)
+        .chain(large)
+        .chain(parts)
+}
+
+/// Puts the whole cluster into the stand-in.
+pub fn fill(api: &Api, size: Size) {
+    for (plural, object) in objects(size) {
+        api.put(plural, object);
     }
     api.forget_history();
 }

@@ -283,6 +283,11 @@ impl<'lab> Cluster<'lab> {
         *lock(&self.apiserver) = None;
     }
 
+    /// Kills the controllers: from then on slices are what somebody writes.
+    pub fn kill_controllers(&self) {
+        *lock(&self.controllers) = None;
+    }
+
     /// Kills etcd.
     pub fn kill_etcd(&self) {
         *lock(&self.etcd) = None;
