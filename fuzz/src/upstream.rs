@@ -10,7 +10,7 @@ use gateway_common::dns::{
     emit::{Request, Sending},
     name::fold,
 };
-use hickory_proto::op::Message;
+use hickory_proto::{op::Message, rr::Name};
 
 /// Any bytes as the answer to the question in them: nothing panics, what is learnt can be written again, and hickory reads it.
 pub fn upstream(data: &[u8]) {
@@ -28,7 +28,8 @@ pub fn upstream(data: &[u8]) {
     let ask = Ask { name: fold(name).into(), qtype: u16::from_be_bytes([high, low]), flags: header[3] & 1, via: 0 };
     let Some(message) = match_answer(id, &ask, data) else { return };
     let config = CacheConfig::default();
-    let Ok(learnt) = learn(&ask, &message, &config) else { return };
+    let own = Name::from_ascii("cluster.local.").unwrap_or_default();
+    let Ok(learnt) = learn(&ask, &message, &config, &own) else { return };
     assert!(learnt.ttl <= config.max_ttl || learnt.answers.is_empty(), "kept for {} s", learnt.ttl);
     assert!(learnt.answers.iter().all(|record| record.ttl <= config.max_ttl));
     let Ok(answer) = learnt.build(&ask.name, 1_000_000_000) else { return };

@@ -13,7 +13,10 @@ use gateway_common::{
     },
     maps::DnsKey,
 };
-use hickory_proto::{op::ResponseCode, rr::RecordType};
+use hickory_proto::{
+    op::ResponseCode,
+    rr::{Name, RecordType},
+};
 use tokio::sync::watch;
 
 use super::{
@@ -55,6 +58,8 @@ const SECOND_CHANCES: usize = 16;
 pub enum Outcome {
     /// An answer, and where it came from.
     Answer(Arc<Answer>, Source),
+    /// As above, aliases that end in this name of the cluster's.
+    Alias(Arc<Answer>, Source, Arc<[u8]>),
     /// SERVFAIL, and why.
     Failed(Extended),
 }
@@ -64,6 +69,8 @@ type Known = (u32, u64);
 
 struct Slot {
     answer: Arc<Answer>,
+    /// The cluster's name that its aliases end in.
+    leads: Option<Arc<[u8]>>,
     expires: u64,
     dead: u64,
     order: u64,
@@ -77,6 +84,19 @@ struct Slot {
     hits: u64,
     /// Stale: the servers are not asked again before.
     hold: u64,
+}
+
+impl Slot {
+    fn outcome(&self, source: Source) -> Outcome {
+        outcome(&self.answer, source, self.leads.as_ref())
+    }
+}
+
+fn outcome(answer: &Arc<Answer>, source: Source, leads: Option<&Arc<[u8]>>) -> Outcome {
+    match leads {
+        Some(target) => Outcome::Alias(Arc::clone(answer), source, Arc::clone(target)),
+        None => Outcome::Answer(Arc::clone(answer), source),
+    }
 }
 
 #[derive(Default)]
@@ -99,15 +119,17 @@ struct Inner {
 /// The cache.
 pub struct Cache {
     config: CacheConfig,
+    /// The cluster's domain: what others say of it is not believed.
+    own: Name,
     publisher: Arc<Publisher>,
     stats: Arc<Stats>,
     inner: Mutex<Inner>,
 }
 
 impl Cache {
-    /// An empty cache.
-    pub fn new(config: CacheConfig, publisher: Arc<Publisher>, stats: Arc<Stats>) -> Self {
-        Self { config, publisher, stats, inner: Mutex::default() }
+    /// An empty cache. `own` is the cluster's domain.
+    pub fn new(config: CacheConfig, own: Name, publisher: Arc<Publisher>, stats: Arc<Stats>) -> Self {
+        Self { config, own, publisher, stats, inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -172,7 +194,7 @@ impl Cache {
         let route = Arc::clone(route);
         tokio::spawn(async move {
             let outcome = match upstream::ask(&route, &asking.ask, patience).await {
-                Ok(message) => learn::learn(&asking.ask, &message, &asking.cache.config)
+                Ok(message) => learn::learn(&asking.ask, &message, &asking.cache.config, &asking.cache.own)
                     .and_then(|learnt| asking.cache.insert(&asking, &learnt))
                     .unwrap_or_else(|error| asking.cache.failure(&asking, Extended::unusable(), &error)),
                 Err(error) => asking.cache.failure(&asking, Extended::of(&error), &error),
@@ -191,7 +213,7 @@ impl Cache {
         let mut inner = self.lock();
         if let Some(slot) = inner.slots.get_mut(ask).filter(|slot| now < slot.dead) {
             slot.hold = now + STALE_HOLD;
-            return Outcome::Answer(Arc::clone(&slot.answer), Source::Stale);
+            return slot.outcome(Source::Stale);
         }
         if inner.failed.len() < self.config.entries && asking.epoch == inner.epoch {
             let until = now + clock::seconds(self.config.failure_ttl);
@@ -205,13 +227,15 @@ impl Cache {
         let ask = &asking.ask;
         let now = clock::now();
         let answer = Arc::new(learnt.build(&ask.name, now)?);
+        // The kernel follows no aliases, and who may see what they lead to is said anew each time.
+        let leads: Option<Arc<[u8]>> = learnt.leads.as_deref().map(Into::into);
         let mut inner = self.lock();
         let before = inner.detach(ask);
         inner.failed.remove(ask);
         // What was asked under other rules is for those who asked.
         let kept = learnt.ttl > 0 && self.config.entries > 0 && asking.epoch == inner.epoch;
         let kernel = key(&ask.name, ask.qtype, ask.flags)
-            .filter(|key| kept && self.publish(&mut inner, key, ask, &answer, asking.views));
+            .filter(|key| kept && leads.is_none() && self.publish(&mut inner, key, ask, &answer, asking.views));
         let (old, used) = before.map_or((None, false), |slot| (slot.kernel, slot.order >= LIVE));
         if let Some(key) = old.filter(|_| kernel.is_none()) {
             self.unpublish(&mut inner, &key);
@@ -227,6 +251,7 @@ impl Cache {
             let number = inner.number();
             let slot = Slot {
                 answer: Arc::clone(&answer),
+                leads: leads.clone(),
                 expires,
                 dead: expires.saturating_add(clock::seconds(self.config.stale)),
                 order: number | if used { LIVE } else { NEW },
@@ -240,7 +265,7 @@ impl Cache {
             };
             inner.attach(Arc::clone(ask), slot);
         }
-        Ok(Outcome::Answer(answer, Source::Upstream))
+        Ok(outcome(&answer, Source::Upstream, leads.as_ref()))
     }
 
     /// Teaches the kernel, which has one answer for a name and type: of those for some views only, the first.
@@ -429,13 +454,13 @@ impl Inner {
         if let Some(slot) = self.slots.get_mut(ask) {
             if now < slot.expires {
                 slot.hits += 1;
-                let answer = Arc::clone(&slot.answer);
+                let outcome = slot.outcome(Source::Cache);
                 self.touch(ask);
-                return Some(Outcome::Answer(answer, Source::Cache));
+                return Some(outcome);
             }
             if now < slot.hold && now < slot.dead {
                 slot.hits += 1;
-                return Some(Outcome::Answer(Arc::clone(&slot.answer), Source::Stale));
+                return Some(slot.outcome(Source::Stale));
             }
         }
         self.failed.get(ask).filter(|(until, _)| now < *until).map(|(_, why)| Outcome::Failed(*why))

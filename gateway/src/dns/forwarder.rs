@@ -219,8 +219,11 @@ impl Forwarder {
     }
 
     fn answer(&self, query: Query, asker: &Asker) -> Step {
-        let mut aliases: Vec<Rr> = Vec::new();
-        let mut target = None;
+        self.follow(query, Vec::new(), None, asker)
+    }
+
+    /// Answers a query whose aliases have led to `target` so far.
+    fn follow(&self, query: Query, mut aliases: Vec<Rr>, mut target: Option<Request>, asker: &Asker) -> Step {
         while aliases.len() <= MAX_ALIASES {
             let request = target.as_ref().unwrap_or(&query.request);
             match self.zone.find(request, asker.view, query.any) {
@@ -350,6 +353,15 @@ impl Forwarder {
 
     /// Ends with a query that waits for others.
     pub async fn finish(&self, waiting: &Waiting) -> Step {
+        let mut step = self.finish_one(waiting).await;
+        // What it is an alias of may be others', too. Each time there are more aliases, of which there is an end.
+        while let Step::Wait(next) = step {
+            step = self.finish_one(&next).await;
+        }
+        step
+    }
+
+    async fn finish_one(&self, waiting: &Waiting) -> Step {
         let outcome = self.cache.get(waiting.ask.clone(), &waiting.route, waiting.views).await;
         let Waiting { query, asker, target, aliases, .. } = waiting;
         self.end(query, asker, target, aliases, &outcome)
@@ -361,8 +373,9 @@ impl Forwarder {
     }
 
     fn end(&self, query: &Query, asker: &Asker, target: &Request, aliases: &[Rr], outcome: &Outcome) -> Step {
-        let (answer, source) = match outcome {
-            Outcome::Answer(answer, source) => (answer, source),
+        let (answer, source, leads) = match outcome {
+            Outcome::Answer(answer, source) => (answer, source, None),
+            Outcome::Alias(answer, source, leads) => (answer, source, Some(leads)),
             Outcome::Failed(why) => return self.fail(query, ResponseCode::ServFail, Some(*why), asker),
         };
         let ttls = match source {
@@ -371,13 +384,27 @@ impl Forwarder {
             Source::Upstream => Ttls::Aged(0),
             _ => Ttls::Aged(age(answer.head().stored, clock::now())),
         };
-        let limit = if aliases.is_empty() { limit(target, asker.transport) } else { usize::from(u16::MAX) };
+        let whole = aliases.is_empty() && leads.is_none();
+        let limit = if whole { limit(target, asker.transport) } else { usize::from(u16::MAX) };
         let message = target.emit(answer, &Sending { limit, ttls, turn: self.turn() });
+        if let Some(leads) = leads {
+            return self.after_learnt(query, &message, aliases, leads, asker);
+        }
         if aliases.is_empty() {
             let rcode = answer.head().header & wire::RCODE;
             self.send(query, message, &Said { source: *source, rcode, why: stale(*source, rcode) }, asker)
         } else {
             self.after_aliases(query, &message, aliases, *source, asker)
+        }
+    }
+
+    /// Goes on where learnt aliases led into the cluster's zone: who may see what is there is the zone's to say.
+    fn after_learnt(&self, query: &Query, message: &[u8], aliases: &[Rr], leads: &[u8], asker: &Asker) -> Step {
+        let learnt = Learnt::of_message(message).map(|learnt| [aliases, &learnt.answers].concat());
+        let next = request_for(leads, query.request.query.qtype, query.request.query.bits);
+        match (learnt, next) {
+            (Ok(aliases), Some(next)) => self.follow(query.clone(), aliases, Some(next), asker),
+            _ => self.fail(query, ResponseCode::ServFail, None, asker),
         }
     }
 

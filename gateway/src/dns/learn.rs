@@ -11,7 +11,7 @@ use gateway_common::{
 use hickory_proto::{
     ProtoError,
     op::{Message, ResponseCode},
-    rr::{RData, Record as HickoryRecord, RecordType},
+    rr::{Name, RData, Record as HickoryRecord, RecordType},
     serialize::binary::{BinEncodable, BinEncoder, NameEncoding},
 };
 
@@ -52,6 +52,8 @@ pub struct Learnt {
     pub additionals: Vec<Rr>,
     /// Seconds for which it may be served again; 0: only to those who wait for it.
     pub ttl: u32,
+    /// Its aliases end in this name of the cluster's, which must be asked for here.
+    pub leads: Option<Box<[u8]>>,
 }
 
 /// Names that an answer's aliases are followed to.
@@ -79,16 +81,19 @@ pub enum LearnError {
 
 /// What a server's message is worth.
 ///
+/// Of the names in `own`, the cluster's domain, others have nothing to say: their records, and reverse names that point there, are left
+/// out, whoever may see them; an alias that leads there is followed here.
+///
 /// AD is not taken over: nobody here has validated anything, and the way to the server is not protected.
 ///
 /// # Errors
 /// When its records are too many, or cannot be written without compression.
-pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig) -> Result<Learnt, LearnError> {
+pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig, own: &Name) -> Result<Learnt, LearnError> {
     let records = message.answers.len() + message.authorities.len() + message.additionals.len();
     if records > MAX_RECORDS {
         return Err(LearnError::TooMany(records));
     }
-    let answers = belonging(message);
+    let answers = belonging(message, own);
     let mut learnt = Learnt {
         rcode: u16::from(message.metadata.response_code) & wire::RCODE,
         answers: convert(answers.iter().copied(), config.max_ttl)?,
@@ -99,12 +104,20 @@ pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig) -> Result<Learn
     let positive = message.metadata.response_code == ResponseCode::NoError
         && answers.iter().any(|record| record.record_type() == wanted);
     let dnssec_ok = ask.flags & dns_key::DO != 0;
-    if positive {
+    let alias = |record: &&HickoryRecord| match &record.data {
+        RData::CNAME(target) if !positive && own.zone_of(&target.0) => Some(target.0.to_lowercase()),
+        _ => None,
+    };
+    if let Some(target) = answers.iter().find_map(alias) {
+        learnt.rcode = wire::NOERROR;
+        learnt.leads = Some(target.to_bytes()?.into());
+    } else if positive {
         // Without DO nobody needs the authority of an answer; with it, proofs of wildcards stand there.
         if dnssec_ok {
             learnt.authorities = convert(&message.authorities, config.max_ttl)?;
         }
-        learnt.additionals = convert(&message.additionals, config.max_ttl)?;
+        let others = message.additionals.iter().filter(|record| !own.zone_of(&record.name));
+        learnt.additionals = convert(others, config.max_ttl)?;
         if learnt.answers.len() + learnt.authorities.len() + learnt.additionals.len() > DNS_MAX_TTLS {
             learnt.additionals.clear();
         }
@@ -175,6 +188,7 @@ impl Learnt {
             authorities: convert(&message.authorities, u32::MAX)?,
             additionals: convert(&message.additionals, u32::MAX)?,
             ttl: 0,
+            leads: None,
         })
     }
 }
@@ -184,8 +198,8 @@ fn convert<'a>(records: impl IntoIterator<Item = &'a HickoryRecord>, cap: u32) -
 }
 
 /// The records of the answer section that are about the question: of its name, of what aliases lead to, and DNAMEs above those. What a
-/// server says of other names beside it is nothing that it was asked.
-fn belonging(message: &Message) -> Vec<&HickoryRecord> {
+/// server says of other names beside it is nothing that it was asked. Nothing of the names in `own`.
+fn belonging<'m>(message: &'m Message, own: &Name) -> Vec<&'m HickoryRecord> {
     let Some(question) = message.queries.first() else { return Vec::new() };
     let mut names = vec![question.name()];
     // Aliases may come in any order; each round follows at least one, or is the last.
@@ -194,6 +208,7 @@ fn belonging(message: &Message) -> Vec<&HickoryRecord> {
         for record in &message.answers {
             if let RData::CNAME(target) = &record.data
                 && names.contains(&&record.name)
+                && !own.zone_of(&record.name)
                 && !names.contains(&&target.0)
             {
                 names.push(&target.0);
@@ -206,7 +221,10 @@ fn belonging(message: &Message) -> Vec<&HickoryRecord> {
     let above = |record: &HickoryRecord| {
         [DNAME, RRSIG].contains(&u16::from(record.record_type())) && names.iter().any(|name| record.name.zone_of(name))
     };
-    let about = |record: &&HickoryRecord| names.contains(&&record.name) || above(record);
+    let of_own = |record: &HickoryRecord| {
+        own.zone_of(&record.name) || matches!(&record.data, RData::PTR(target) if own.zone_of(&target.0))
+    };
+    let about = |record: &&HickoryRecord| (names.contains(&&record.name) || above(record)) && !of_own(record);
     message.answers.iter().filter(about).collect()
 }
 
@@ -235,10 +253,7 @@ mod tests {
 
     use hickory_proto::{
         op::{OpCode, Query},
-        rr::{
-            Name,
-            rdata::{A, CNAME, SOA},
-        },
+        rr::rdata::{A, CNAME, PTR, SOA},
     };
 
     use super::*;
@@ -262,6 +277,10 @@ mod tests {
         Name::from_str(text).expect("name")
     }
 
+    fn own() -> Name {
+        named("cluster.local.")
+    }
+
     fn soa(ttl: u32, minimum: u32) -> HickoryRecord {
         let soa = SOA::new(named("ns.example."), named("root.example."), 1, 2, 3, 4, minimum);
         HickoryRecord::from_rdata(named("example."), ttl, RData::SOA(soa))
@@ -280,10 +299,10 @@ mod tests {
             RData::CNAME(CNAME(named("Web.example."))),
         ));
         message.add_answer(a("Web.example.", 20));
-        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 20);
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt").ttl, 20);
         message.answers[1].ttl = 1_000_000;
         message.answers[0].ttl = 1_000_000;
-        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt");
         assert_eq!(learnt.ttl, 3600);
         assert_eq!(learnt.answers[0].ttl, 3600, "what the client sees is capped too");
     }
@@ -293,16 +312,16 @@ mod tests {
         for (ttl, minimum, expected) in [(300, 20, 20), (10, 900, 10), (900, 900, 60), (0, 900, 0)] {
             let mut message = message(ResponseCode::NXDomain);
             message.add_authority(soa(ttl, minimum));
-            let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+            let learnt = learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt");
             assert_eq!((learnt.ttl, learnt.rcode), (expected, 3), "{ttl} {minimum}");
         }
     }
 
     #[test]
     fn a_negative_answer_without_soa_is_not_kept() {
-        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NXDomain), &CONFIG).expect("learnt");
+        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NXDomain), &CONFIG, &own()).expect("learnt");
         assert_eq!(learnt.ttl, 0);
-        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NoError), &CONFIG).expect("learnt");
+        let learnt = learn(&ask("www.example", 1), &message(ResponseCode::NoError), &CONFIG, &own()).expect("learnt");
         assert_eq!(learnt.ttl, 0);
     }
 
@@ -315,7 +334,7 @@ mod tests {
             RData::CNAME(CNAME(named("web.example."))),
         ));
         message.add_authority(soa(300, 7));
-        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 7);
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt").ttl, 7);
     }
 
     #[test]
@@ -328,21 +347,46 @@ mod tests {
         message.add_answer(cname("Web.example.", "end.example."));
         message.add_answer(cname("other.example.", "bank.example."));
         message.add_answer(cname("www.example.", "web.example."));
-        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt");
         let owners: Vec<String> = learnt.answers.iter().map(|rr| name::to_text(&rr.owner).to_lowercase()).collect();
         assert_eq!(
             owners.iter().map(|name| name.trim_end_matches('.')).collect::<Vec<_>>(),
             ["end.example", "web.example", "www.example"]
         );
         message.answers.retain(|record| record.name == named("bank.example."));
-        let learnt = learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt");
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt");
         assert_eq!((learnt.answers.len(), learnt.ttl), (0, 0), "no answer, and not kept");
+    }
+
+    #[test]
+    fn of_the_clusters_own_names_nobody_else_is_believed() {
+        let cname = |from: &str, to: &str| HickoryRecord::from_rdata(named(from), 300, RData::CNAME(CNAME(named(to))));
+        let mut message = message(ResponseCode::NoError);
+        message.add_answer(cname("www.example.", "web.example."));
+        message.add_answer(cname("web.example.", "Web.secret.svc.cluster.local."));
+        message.add_answer(a("Web.secret.svc.cluster.local.", 30));
+        message.add_additional(a("other.secret.svc.cluster.local.", 30));
+        let learnt = learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt");
+        assert_eq!((learnt.answers.len(), learnt.additionals.len(), learnt.ttl), (2, 0, 300), "the aliases");
+        assert_eq!(learnt.leads, name::from_text("web.secret.svc.cluster.local"));
+        // Who asks for the alias itself has it.
+        let learnt = learn(&ask("www.example", 5), &message, &CONFIG, &own()).expect("learnt");
+        assert_eq!((learnt.answers.len(), learnt.leads), (2, None));
+
+        let mut message = Message::response(1, OpCode::Query);
+        message.add_query(Query::query(named("5.1.244.10.in-addr.arpa."), RecordType::PTR));
+        for target in ["10-244-1-5.web.secret.svc.cluster.local.", "five.example."] {
+            let data = RData::PTR(PTR(named(target)));
+            message.add_answer(HickoryRecord::from_rdata(named("5.1.244.10.in-addr.arpa."), 300, data));
+        }
+        let learnt = learn(&ask("5.1.244.10.in-addr.arpa", 12), &message, &CONFIG, &own()).expect("learnt");
+        assert_eq!(learnt.answers.iter().map(|rr| name::to_text(&rr.rdata)).collect::<Vec<_>>(), ["five.example"]);
     }
 
     #[test]
     fn a_ttl_with_its_highest_bit_set_is_zero() {
         let mut message = message(ResponseCode::NoError);
         message.add_answer(a("www.example.", 0x8000_0001));
-        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG).expect("learnt").ttl, 0);
+        assert_eq!(learn(&ask("www.example", 1), &message, &CONFIG, &own()).expect("learnt").ttl, 0);
     }
 }

@@ -75,7 +75,7 @@ impl Resolver {
             local: config.local_zone,
         };
         let zone = Zone::new(&zone, Arc::clone(&publisher))?;
-        let cache = Arc::new(Cache::new(config.cache, publisher, Arc::clone(&stats)));
+        let cache = Arc::new(Cache::new(config.cache, zone.domain(), publisher, Arc::clone(&stats)));
         let views = ViewTable::new(&config.views);
         let forwarder = Arc::new(
             Forwarder::new(zone, cache, rules, views, stats).with_log(log).with_limit(Limiter::new(&config.rate_limit)),

@@ -5,12 +5,15 @@ use std::{net::SocketAddr, time::Duration};
 use gateway::dns::{ClusterDns, ForwardRule, To, clock};
 use hickory_proto::{
     op::{Message, ResponseCode},
-    rr::{RecordType, rdata::opt::EdnsOption},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, CNAME, PTR, opt::EdnsOption},
+    },
 };
 
 use crate::{
-    fake::{Fake, answer, rcode},
-    support::{DEVELOPER, Lab, addresses, config, forward, query, query_edns, udp},
+    fake::{Fake, answer, rcode, response},
+    support::{DEVELOPER, GUEST, Lab, a, addresses, config, forward, query, query_edns, udp},
 };
 
 const ZONE: &str = "corp.internal";
@@ -160,4 +163,59 @@ async fn the_clusters_own_names_are_never_asked_of_it_and_a_circle_ends() {
         assert_eq!(lab.rcode(name, RecordType::A).await, ResponseCode::NXDomain);
     }
     assert_eq!(server.asked(), before);
+}
+
+#[tokio::test]
+async fn what_it_says_of_the_clusters_names_is_left_out_and_aliases_to_them_are_followed_by_view() {
+    let cname = |query: &Message, to: &str| {
+        let mut message = response(query);
+        let name = query.queries[0].name().clone();
+        message.add_answer(Record::from_rdata(name, 300, RData::CNAME(CNAME(named(to)))));
+        // As CoreDNS looks it up by itself, for everybody.
+        message.add_answer(Record::from_rdata(named(to), 300, RData::A(A::new(10, 1, 0, 99))));
+        vec![message.to_vec().expect("answer")]
+    };
+    let server = Fake::start(move |query, _| match query.queries[0].query_type() {
+        RecordType::PTR => {
+            let mut message = response(query);
+            let data = RData::PTR(PTR(named("10-244-1-5.web.secret.svc.cluster.local.")));
+            message.add_answer(Record::from_rdata(query.queries[0].name().clone(), 300, data));
+            vec![message.to_vec().expect("answer")]
+        }
+        _ if query.queries[0].name().to_string().starts_with("gone") => cname(query, "gone.shop.svc.cluster.local."),
+        _ => cname(query, "Web.secret.svc.cluster.local."),
+    })
+    .await;
+    let all = ForwardRule { zone: ".".to_owned(), ..rule(&[]) };
+    let lab = lab(vec![all], &[&server]).await;
+    lab.service("web", &[("web.secret.svc.cluster.local", 1, a("10.1.0.7"))]);
+    let app = "app.corp.internal";
+    for _ in 0..2 {
+        let answer = lab.ask(app, RecordType::A).await;
+        assert_eq!(
+            (answer.metadata.response_code, addresses(&answer)),
+            (ResponseCode::NoError, vec!["10.1.0.7".into()])
+        );
+        assert_eq!(answer.answers.len(), 2, "{answer:?}");
+        let hidden = lab.ask_from(GUEST, app, RecordType::A).await;
+        assert_eq!(
+            (hidden.metadata.response_code, hidden.answers.len()),
+            (ResponseCode::NXDomain, 1),
+            "the alias alone"
+        );
+    }
+    assert_eq!(server.asked(), 1, "learnt once, for both");
+    assert!(!lab.kernel.has(app, 1), "the kernel follows no aliases");
+    // It follows the zone, not what the server had said.
+    lab.service("web", &[("web.secret.svc.cluster.local", 1, a("10.1.0.8"))]);
+    assert_eq!(addresses(&lab.ask(app, RecordType::A).await), ["10.1.0.8"]);
+    assert_eq!(lab.rcode("gone.corp.internal", RecordType::A).await, ResponseCode::NXDomain);
+    for client in [DEVELOPER, GUEST] {
+        let answer = lab.ask_from(client, "5.1.244.10.in-addr.arpa", RecordType::PTR).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+    }
+}
+
+fn named(text: &str) -> Name {
+    Name::from_ascii(text).expect("a name")
 }

@@ -23,7 +23,10 @@ use gateway::{
     plan::{Record, RecordData, ServicePlan},
 };
 use gateway_common::maps::Zone;
-use hickory_proto::{op::Message, rr::RecordType};
+use hickory_proto::{
+    op::Message,
+    rr::{Name, RecordType},
+};
 use proptest::{
     prelude::{ProptestConfig, Strategy, any},
     prop_assert, prop_assert_eq, proptest,
@@ -35,6 +38,10 @@ use crate::{
     recorder::Recorder,
     support::{DEVELOPER, query, query_edns},
 };
+
+fn cluster_domain() -> Name {
+    Name::from_ascii("cluster.local.").expect("a name")
+}
 
 const NAMES: [&str; 8] = [
     "web.shop.svc.cluster.local",
@@ -151,7 +158,7 @@ proptest! {
             }
             let Ok(message) = Message::from_vec(&bytes) else { continue };
             let config = CacheConfig { negative_ttl: 60, ..CacheConfig::default() };
-            if let Ok(learnt) = learn(&ask, &message, &config)
+            if let Ok(learnt) = learn(&ask, &message, &config, &cluster_domain())
                 && let Ok(answer) = learnt.build(&ask.name, 1_000_000_000)
             {
                 prop_assert!(learnt.ttl <= 3600);
@@ -175,7 +182,7 @@ fn a_hundred_thousand_mutated_queries_get_readable_answers_or_none() {
             data: RecordData::Address([10, 1, 0, 1].into()),
         }])),
     );
-    let cache = Arc::new(Cache::new(CacheConfig::default(), publisher, Arc::clone(&stats)));
+    let cache = Arc::new(Cache::new(CacheConfig::default(), cluster_domain(), publisher, Arc::clone(&stats)));
     let views = ViewTable::new(&[vec!["127.0.0.0/8".parse().expect("prefix")]]);
     let forwarder = Forwarder::new(zone, cache, Rules::default(), views, stats);
     let client: IpAddr = DEVELOPER.parse().expect("address");

@@ -2,6 +2,7 @@
 //! address of its own. No kubelet runs: see [`kubelet`].
 
 mod certificates;
+mod coredns;
 pub mod kubelet;
 mod parts;
 pub mod proxy;
@@ -24,12 +25,13 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+pub use self::coredns::{COREDNS, DNS_VIP, dns_deployment};
 use self::{certificates::Certificates, kubelet::Kubelet};
 use crate::{
     Lab, Node,
     netns::Namespace,
     process::{NotYet, Process, wait_for},
-    topology::{SERVICE_CIDR, SERVICE_CIDR6, UPSTREAM, both},
+    topology::{SERVICE_CIDR, SERVICE_CIDR6, both},
 };
 
 /// The API server's address: one of its own, so that it can be cut off without its node.
@@ -37,8 +39,6 @@ pub const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 10);
 /// Its port.
 pub const PORT: u16 = 6443;
 const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(CONTROL), PORT);
-/// Where CoreDNS answers, on the node `worker2`, port 53.
-pub const COREDNS: Ipv4Addr = Ipv4Addr::new(10, 90, 2, 102);
 /// The rights of the gateway's own service account, `gateway` in `gateway-system`.
 pub const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
 /// What `dns.pods: verified` needs beside it.
@@ -306,37 +306,6 @@ impl<'lab> Cluster<'lab> {
             "--concurrent-service-endpoint-syncs=10".into(),
         ];
         *lock(&self.controllers) = Some(self.begin(Node::Worker1, "kube-controller-manager", &args)?);
-        Ok(())
-    }
-
-    /// Starts CoreDNS on `worker2`: the cluster's zone by its kubernetes plugin, and the zone `corefile.test`, which only its Corefile
-    /// knows; other names go to the lab's upstream.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub fn start_coredns(&self) -> Result<()> {
-        let kubeconfig = self.kubeconfig("coredns", SERVER, &self.by_certificate("admin"))?;
-        let corefile = format!(
-            ".:53 {{\n    errors\n    ready {COREDNS}:8181\n    kubernetes cluster.local in-addr.arpa ip6.arpa {{\n        \
-             kubeconfig {} lab\n        pods verified\n        fallthrough in-addr.arpa ip6.arpa\n        ttl 30\n    }}\n    \
-             hosts {{\n        192.0.2.99 only.corefile.test\n        fallthrough\n    }}\n    forward . {UPSTREAM}\n    loadbalance\n}}\n",
-            kubeconfig.display()
-        );
-        let file = self.dir.join("Corefile");
-        fs::write(&file, corefile)?;
-        let mut coredns = self.begin(Node::Worker2, "coredns", &["-conf".into(), file.display().to_string()])?;
-        let outside = self.lab.node(Node::Worker2);
-        wait_for("CoreDNS", PATIENCE, || {
-            if let Some(status) = coredns.ended() {
-                return Err(NotYet::Never(anyhow!("coredns ended: {status}: {}", coredns.said())));
-            }
-            let ready = outside.enter(|| crate::clients::http_get((COREDNS, 8181).into(), "/ready"))?;
-            match ready.status {
-                200 => Ok(()),
-                status => Err(NotYet::Later(anyhow!("/ready: {status}"))),
-            }
-        })?;
-        *lock(&self.coredns) = Some(coredns);
         Ok(())
     }
 

@@ -21,7 +21,9 @@ pub(super) fn start<'lab>(lab: &'lab Lab, config: &mut GatewayConfig) -> Result<
     cluster.start_coredns()?;
     cluster.apply_yaml(crate::cluster::RBAC)?;
     config.kubeconfig = Some(cluster.account("gateway-system", "gateway")?);
-    config.forward_zones = vec![("corefile.test".into(), COREDNS.to_string())];
+    // Found through its Service, as in any cluster.
+    cluster.dns_service(&[COREDNS])?;
+    config.forward_zones = vec![("corefile.test".into(), "cluster".into())];
     print!("{}", indent(&cluster.kubectl(&["version"])?, 4));
     Ok(cluster)
 }
@@ -58,7 +60,7 @@ impl Show<'_> {
     }
 
     pub(super) fn coredns(&mut self) -> Result<()> {
-        self.title("A name that only CoreDNS knows, from its Corefile: asked there once, then from the kernel")?;
+        self.title("A name that only CoreDNS knows, from its Corefile: `cluster` in a zone rule asks the endpoints of kube-system/kube-dns once, then the kernel answers")?;
         for from_kernel in [0, 1] {
             let before = self.gateway.counters()?;
             let output = self.client("kdig only.corefile.test A", 1)?;

@@ -26,6 +26,7 @@ use gateway_common::{
     limits::{DNS_NAME, MAX_ZONES},
     maps::{self, DnsKey, dns_key},
 };
+use hickory_proto::{rr::Name as HickoryName, serialize::binary::BinDecodable as _};
 use ipnet::IpNet;
 
 use self::{
@@ -330,6 +331,12 @@ impl Zone {
     /// The answer to ANY (RFC 8482) for a name.
     pub fn minimal_any(&self, name: &[u8]) -> Option<Answer> {
         self.read().answers.minimal_any(name)
+    }
+
+    /// The cluster's domain.
+    pub fn domain(&self) -> HickoryName {
+        // It has been read as a name before.
+        HickoryName::from_bytes(self.read().tree.domain()).unwrap_or_default()
     }
 
     /// Whether a name is of the cluster's zone, or of a reverse zone that is known as a whole: no other server is asked for it.
