@@ -146,6 +146,25 @@ async fn a_change_is_live_within_a_second_however_it_is_written() {
     assert!(took.iter().all(|t| *t < Duration::from_secs(1)), "{took:?}");
 }
 
+/// Windows PowerShell's `kubectl get svc -A -o yaml > all.yaml`.
+#[tokio::test]
+async fn utf16_with_its_mark_is_read_and_other_encodings_are_named() {
+    let utf16 = |word: fn(u16) -> [u8; 2]| {
+        let text = format!("\u{feff}{}", service("web", 80).replace('\n', "\r\n"));
+        text.encode_utf16().flat_map(word).collect::<Vec<u8>>()
+    };
+    let mut live = Live::start(&[]).await;
+    fs::write(live.path("all.yaml"), utf16(u16::to_le_bytes)).unwrap();
+    live.until(|c| port(c, "web") == Some(80)).await;
+    fs::remove_file(live.path("all.yaml")).unwrap();
+    live.until(|c| port(c, "web").is_none()).await;
+    fs::write(live.path("big.yaml"), utf16(u16::to_be_bytes)).unwrap();
+    live.until(|c| port(c, "web") == Some(80)).await;
+    fs::write(live.path("latin.yaml"), b"# caf\xe9\n").unwrap();
+    live.status(|s| s.problems.iter().any(|p| p.contains("latin.yaml: line 1: not UTF-8 text"))).await;
+    assert_eq!(live.port("web"), Some(80));
+}
+
 #[tokio::test]
 async fn a_change_touches_only_what_it_is_about() {
     let mut live = Live::start(&[("all.yaml", service("a", 1) + &service("b", 2) + &service("c", 3))]).await;

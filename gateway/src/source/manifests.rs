@@ -1,6 +1,7 @@
 //! A directory of manifests, watched. inotify says at once that something changed; a scan of sizes and times says what, and finds
 //! also what inotify cannot tell: targets of links, overflows, a directory that was replaced.
 
+mod any;
 mod directory;
 mod parse;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    string::FromUtf8Error,
     time::{Duration, SystemTime},
 };
 
@@ -203,13 +204,13 @@ impl File {
         }
         let known = self.stamp.replace(stamp).is_some();
         self.racy = younger(RACY);
-        let text = match String::from_utf8(text) {
+        let text = match utf8(text) {
             Ok(text) => text,
             Err(error) => {
                 self.stamp = None;
                 let at = error.utf8_error().valid_up_to();
                 let line = error.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1;
-                self.fail(format!("line {line}: not UTF-8 text"));
+                self.fail(format!("line {line}: not UTF-8 text (nor UTF-16 with a byte order mark)"));
                 return false;
             }
         };
@@ -238,6 +239,17 @@ impl File {
         self.stamp = None;
         self.error = Some(error);
     }
+}
+
+/// The text of a file: UTF-8, or UTF-16 with its byte order mark, as PowerShell's `>` writes what kubectl prints.
+fn utf8(bytes: Vec<u8>) -> Result<String, FromUtf8Error> {
+    let word = match bytes.as_slice() {
+        [0xff, 0xfe, ..] => u16::from_le_bytes,
+        [0xfe, 0xff, ..] => u16::from_be_bytes,
+        _ => return String::from_utf8(bytes),
+    };
+    let words = bytes.chunks_exact(2).filter_map(|pair| pair.try_into().ok()).map(word);
+    char::decode_utf16(words).collect::<Result<String, _>>().or_else(|_| String::from_utf8(bytes))
 }
 
 /// Manifests by their ending; hidden files and editors' copies (`.x.yaml.swp`, `.#x.yaml`, `#x.yaml#`, `x.yaml~`) are none.

@@ -2,7 +2,12 @@
 //!
 //! A file is taken as a whole or not at all: an error in one document says that the file is not what its author meant.
 
-use std::{fmt, marker::PhantomData};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{DefaultHasher, Hasher as _},
+    marker::PhantomData,
+};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::{
@@ -11,7 +16,10 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::super::convert;
+use super::{
+    super::convert,
+    any::{Any, merged},
+};
 use crate::model::{Node, ObjectName, Objects, Pod, Service, Slice};
 
 /// An object of a kind that is used.
@@ -98,7 +106,7 @@ pub fn parse(text: &str) -> Result<(Objects, Vec<String>), ParseError> {
 
 /// Every object of a text. `json`: the file says that it is JSON, whose errors are told in its own terms.
 pub(super) fn documents(text: &str, json: bool) -> Result<Parsed, ParseError> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = &*without_marks(text);
     let mut parsed = Parsed::default();
     if json {
         let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
@@ -117,14 +125,33 @@ pub(super) fn documents(text: &str, json: bool) -> Result<Parsed, ParseError> {
     Ok(parsed)
 }
 
-/// `merge`: there are merge keys, which cost another copy of everything.
+/// `merge`: there are merge keys.
 fn value(document: serde_yaml_ng::Deserializer<'_>, merge: bool) -> Result<Value, ParseError> {
-    if !merge {
-        return Value::deserialize(document).map_err(yaml_error);
+    let Any(mut value) = Any::deserialize(document).map_err(yaml_error)?;
+    if merge {
+        value = merged(value);
     }
-    let mut merged = serde_yaml_ng::Value::deserialize(document).map_err(yaml_error)?;
-    merged.apply_merge().map_err(yaml_error)?;
-    serde_json::to_value(merged).map_err(|e| ParseError::new(None, &e.to_string()))
+    Ok(value)
+}
+
+/// The text without byte order marks: files that are put together with `cat` have one at each document.
+fn without_marks(text: &str) -> Cow<'_, str> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.contains("\n\u{feff}") { text.replace("\n\u{feff}", "\n").into() } else { text.into() }
+}
+
+/// Gives an object that has `generateName` alone the rest of its name, as the API server would: the same for the same content.
+fn complete_name(object: &mut Value) {
+    let content = |object: &Value| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(object.to_string().as_bytes());
+        hasher.finish() as u32
+    };
+    let Some(metadata) = object.get("metadata") else { return };
+    let given = |field| metadata.get(field).and_then(Value::as_str).filter(|text: &&str| !text.is_empty());
+    let (None, Some(beginning)) = (given("name"), given("generateName")) else { return };
+    let name = format!("{beginning}{:08x}", content(object));
+    object["metadata"]["name"] = name.into();
 }
 
 fn yaml_error(error: serde_yaml_ng::Error) -> ParseError {
@@ -164,6 +191,7 @@ impl Parsed {
         let (Some(version), Some(kind)) = (version, kind) else {
             return Err(ParseError::new(place.start(), "not a Kubernetes object: apiVersion or kind is missing"));
         };
+        complete_name(&mut value);
         match (version.as_str(), kind.as_str()) {
             ("v1", "Service") => {
                 let service = place.typed::<core::Service>(value)?;

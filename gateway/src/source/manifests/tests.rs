@@ -58,10 +58,32 @@ fn documents_lists_and_typed_lists_are_read_alike() {
         (
             "anchors and merge keys",
             format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  <<: {{clusterIP: 10.1.0.10}}\n  ports: [{{port: 80}}]\n---\n{}",
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  <<: {{clusterIP: 10.1.0.10}}\n  ports: [{{port: 80}}]\n---\n{}\
+                 ---\napiVersion: v1\nkind: List\nitems:\n- &a {{apiVersion: v1, kind: Service, metadata: &m {{name: a, namespace: t}}, spec: {{}}}}\n\
+                 - {{<<: [{{x: y}}, *a], metadata: {{<<: *m, name: b}}}}\n- {{<<: 5, apiVersion: x/v1, kind: Foo}}\n",
                 SERVICE.replace("web", "api")
             ),
+            vec!["default/api", "default/web", "t/a", "t/b"],
+        ),
+        (
+            "byte order marks of files put together",
+            format!("\u{feff}{SERVICE}---\n\u{feff}{}", SERVICE.replace("web", "api")),
             vec!["default/api", "default/web"],
+        ),
+        (
+            "numbers beyond 64 bits and tags, in kinds that are skipped and in fields that are",
+            format!(
+                "apiVersion: x/v1\nkind: Foo\nspec: {{a: 99999999999999999999999, b: -99999999999999999999999, c: !Ref b, d: !Sub [x], e: !Empty , f: .nan}}\n---\n{}",
+                SERVICE.replace("name: web", "name: web, unheardOf: 340282366920938463463374607431768211455")
+            ),
+            vec!["default/web"],
+        ),
+        (
+            "the same beside merge keys",
+            format!(
+                "apiVersion: x/v1\nkind: Foo\nspec: {{<<: {{a: 1}}, b: !Ref b, c: 18446744073709551616}}\n---\n{SERVICE}"
+            ),
+            vec!["default/web"],
         ),
         (
             "JSON in a YAML file",
@@ -180,6 +202,23 @@ endpoints: [{addresses: [example.com]}]
         assert!(problem.starts_with(expected), "{problem:?} is not {expected:?}");
     }
     assert_eq!(problems.len(), expected.len(), "{problems:?}");
+}
+
+#[test]
+fn an_object_with_generate_name_alone_gets_a_name_of_its_own_that_stays() {
+    let slice = |address: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{generateName: web-, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: [{address}]}}]\n---\n"
+        )
+    };
+    let two = slice("10.42.0.1") + &slice("10.42.0.2");
+    let names = |text: &str| {
+        let (objects, problems) = parse(text).unwrap();
+        assert_eq!(problems, Vec::<String>::new());
+        objects.slices.keys().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!((names(&two).len(), names(&two)), (2, names(&two)));
+    assert!(names(&two).iter().all(|name| name.starts_with("shop/web-")), "{:?}", names(&two));
 }
 
 #[test]
