@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use gateway_lab::{
     GatewayConfig, Lab, Node, Topology, agent,
     clients::{http_get, tcp_refusal},
-    cluster::{self, Cluster},
+    cluster::{self, COREDNS, Cluster},
     names::dig,
     process::{NotYet, Process, wait_for},
     testing,
@@ -75,20 +75,14 @@ fn says(lab: &Lab, config: &Path, name: &str, expected: &[&str], mend: impl FnOn
     })
     .expect("the agent names what it may not do");
     mend();
-    wait_for(name, 2 * SOON, || match process.ended() {
-        Some(status) => Err(NotYet::Never(anyhow!("it ended: {status}: {}", process.said()))),
-        None => match readiness(lab)? {
-            (200, text) if text == "ready\n" => Ok(()),
-            (code, text) => Err(NotYet::Later(anyhow!("{code} {text}"))),
-        },
-    })
-    .expect("the agent is ready once it may do what it must");
+    // Once it may do what it must.
+    ready(lab, name, &mut process);
     process.stop(Signal::SIGTERM, SOON).expect("a clean end");
 }
 
 #[test]
 fn the_manifests_grant_what_is_used_and_each_right_that_is_missing_is_named() {
-    let Some(_turn) = testing::turn(&["curl", "openssl", "dig", "setpriv"]) else { return };
+    let Some(_turn) = testing::turn(&["curl", "openssl", "dig", "setpriv", "tinyproxy"]) else { return };
     if let Err(why) = cluster::program() {
         println!("SKIP: {why}");
         return;
@@ -165,11 +159,61 @@ fn the_manifests_grant_what_is_used_and_each_right_that_is_missing_is_named() {
     assert_eq!(gateway.json("status").expect("gateway status")["degraded"], json!([]));
     gateway.stop().expect("a clean end");
     grant(&cluster, "", &[]);
+    through_a_proxy(&lab, &file);
     the_daemon_set_runs(&lab, &cluster);
 }
 
-/// The pod of `deploy/daemonset.yaml` as a container runtime runs it: these capabilities, no new privileges, `/proc/sys` read-only, the service
-/// account's token where pods have it, `/run` of its own. What it lacks it would say.
+/// The environment's proxy, which wants a password, is used for an API server that `NO_PROXY` does not name, and not for one that it names.
+fn through_a_proxy(lab: &Lab, config: &Path) {
+    let log = lab.dir().join("tinyproxy.txt");
+    let settings = format!(
+        "User root\nGroup root\nPort 3128\nListen {COREDNS}\nTimeout 600\nMaxClients 50\nAllow 10.90.2.0/24\nConnectPort {}\n\
+         BasicAuth lab secret\nLogLevel Connect\nLogFile \"{}\"\n",
+        cluster::PORT,
+        log.display(),
+    );
+    let file = lab.dir().join("tinyproxy.conf");
+    std::fs::write(&file, settings).expect("a file");
+    let mut command = lab.node(Node::Worker2).command("tinyproxy");
+    command.arg("-d").arg("-c").arg(&file);
+    let proxy = Process::start("tinyproxy", command, &lab.dir().join("tinyproxy.log")).expect("tinyproxy");
+    let to = (std::net::IpAddr::from(COREDNS), 3128).into();
+    let listens = || {
+        lab.node(Node::Gateway)
+            .enter(|| tcp_refusal(to, SOON))
+            .kind
+            .map_or(Ok(()), |kind| Err(anyhow!("{kind:?}").into()))
+    };
+    wait_for("tinyproxy", SOON, listens).unwrap_or_else(|error| panic!("{error:#}\n{}", proxy.said()));
+    let connect = format!("CONNECT {}:{} ", cluster::CONTROL, cluster::PORT);
+    let asked = || std::fs::read_to_string(&log).unwrap_or_default().matches(&connect).count();
+
+    for (no_proxy, uses_it) in [("192.0.2.0/24,.example.org", true), ("example.org,10.90.2.0/24", false)] {
+        let before = asked();
+        let mut command = lab.node(Node::Gateway).command(agent::binary().expect("the gateway's binary"));
+        command.args(["run", "--config"]).arg(config);
+        command.env("HTTPS_PROXY", format!("http://lab:secret@{to}")).env("NO_PROXY", no_proxy);
+        let mut process = Process::start("proxied", command, &lab.dir().join("proxied.log")).expect("the agent");
+        ready(lab, "the agent", &mut process);
+        assert_eq!(asked() > before, uses_it, "NO_PROXY={no_proxy}\n{}\n{}", process.said(), proxy.said());
+        process.stop(Signal::SIGTERM, SOON).expect("a clean end");
+    }
+}
+
+/// Waits until the agent is ready.
+fn ready(lab: &Lab, name: &str, process: &mut Process) {
+    wait_for(name, 2 * SOON, || match process.ended() {
+        Some(status) => Err(NotYet::Never(anyhow!("it ended: {status}: {}", process.said()))),
+        None => match readiness(lab)? {
+            (200, text) if text == "ready\n" => Ok(()),
+            (code, text) => Err(NotYet::Later(anyhow!("{code} {text}"))),
+        },
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", process.said()));
+}
+
+/// The pod of `deploy/daemonset.yaml` as a container runtime runs it: these capabilities, no new privileges, `/proc/sys` and the root read-only, the
+/// service account's token where pods have it, `/run` of its own. What it lacks it would say.
 fn the_daemon_set_runs(lab: &Lab, cluster: &Cluster<'_>) {
     let documents = DAEMON_SET.split("\n---\n").map(serde_yaml_ng::from_str::<Value>);
     let documents: Vec<Value> = documents.collect::<Result<_, _>>().expect("YAML");
@@ -180,6 +224,7 @@ fn the_daemon_set_runs(lab: &Lab, cluster: &Cluster<'_>) {
     let added = context["capabilities"]["add"].as_array().expect("capabilities");
     let added = added.iter().filter_map(Value::as_str).map(|name| format!(",+{}", name.to_lowercase()));
     let capabilities = format!("-all{}", added.collect::<String>());
+    assert_eq!(context["readOnlyRootFilesystem"], json!(true));
     assert_eq!(container["args"], json!(["run", "--config", "/etc/gateway/gateway.yaml"]));
 
     let node = lab.node(Node::Gateway);
@@ -198,6 +243,7 @@ fn the_daemon_set_runs(lab: &Lab, cluster: &Cluster<'_>) {
     let script = "set -e; mount -t tmpfs tmpfs /mnt; cp \"$1\"/* /mnt; mount -t tmpfs tmpfs /run; \
                   mkdir -p /run/gateway /run/secrets/kubernetes.io/serviceaccount; cp /mnt/* /run/secrets/kubernetes.io/serviceaccount; \
                   mount -t bpf bpf /sys/fs/bpf; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; \
+                  mount -o remount,bind,ro /; if touch /root-is-writable 2> /dev/null; then exit 9; fi; \
                   exec setpriv --bounding-set \"$2\" --inh-caps -all --no-new-privs \"$3\" run --config /mnt/gateway.yaml";
     let mut command = node.command("unshare");
     command.args(["-m", "--propagation", "private", "sh", "-c", script, "sh"]).arg(&dir).arg(&capabilities);
@@ -205,14 +251,7 @@ fn the_daemon_set_runs(lab: &Lab, cluster: &Cluster<'_>) {
     command.env("KUBERNETES_SERVICE_HOST", cluster::CONTROL.to_string()).env("NODE_NAME", "gateway");
     command.env("KUBERNETES_SERVICE_PORT", cluster::PORT.to_string());
     let mut process = Process::start("pod", command, &lab.dir().join("pod.log")).expect("the agent");
-    wait_for("the pod", 2 * SOON, || match process.ended() {
-        Some(status) => Err(NotYet::Never(anyhow!("it ended: {status}: {}", process.said()))),
-        None => match readiness(lab)? {
-            (200, text) if text == "ready\n" => Ok(()),
-            (code, text) => Err(NotYet::Later(anyhow!("{code} {text}"))),
-        },
-    })
-    .unwrap_or_else(|error| panic!("{error:#}\n{}", process.said()));
+    ready(lab, "the pod", &mut process);
     // The control plane's own Service, by name and address, from outside.
     let asked = dig(lab.client(), &GATEWAY.to_string(), &["kubernetes.default.svc.cluster.local", "A"]);
     assert_eq!(asked.expect("an answer").data("A"), ["10.1.0.1"]);

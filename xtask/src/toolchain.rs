@@ -36,6 +36,7 @@ const LAB_TOOLS: &[(&str, &str)] = &[
     ("traceroute", "traceroute"),
     ("mtr", "mtr-tiny"),
     ("iperf3", "iperf3"),
+    ("tinyproxy", "tinyproxy-bin"),
     ("nc", "netcat-openbsd"),
     ("socat", "socat"),
     ("nmap", "nmap"),

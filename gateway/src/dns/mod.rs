@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 pub mod cache;
 pub mod clock;
+mod connections;
 pub mod errors;
 pub mod forwarder;
 pub mod learn;
@@ -250,7 +251,7 @@ pub struct Limits {
     pub waiting: usize,
     /// Of these, one client's.
     pub waiting_per_client: usize,
-    /// TCP connections.
+    /// TCP connections. When there are as many, the one that has been idle for longest is closed for a new one.
     pub tcp_connections: usize,
     /// TCP connections of one source address.
     pub tcp_per_source: usize,

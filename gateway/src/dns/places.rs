@@ -48,6 +48,11 @@ impl Places {
         taken.by.insert(source, own + 1);
         Some(Place { of: Arc::clone(self), source })
     }
+
+    /// Whether that client has as many as one client may have.
+    pub fn has_all_of_its_own(&self, source: IpAddr) -> bool {
+        self.lock().by.get(&source).copied().unwrap_or(0) >= self.each
+    }
 }
 
 impl Drop for Place {

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     DnsError, Limits,
+    connections::{Activity, Busy, Connections},
     forwarder::{Forwarder, Step},
     places::Places,
     stats::{Dropped, Transport},
@@ -89,7 +90,7 @@ pub struct Server {
     readers: usize,
     /// Of queries that wait for upstreams.
     waiting: Arc<Places>,
-    connections: Arc<Places>,
+    connections: Arc<Connections>,
     /// Cancelled: everything ends.
     pub cancel: CancellationToken,
     /// Everything that runs.
@@ -104,7 +105,7 @@ impl Server {
             limits,
             readers: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_READERS),
             waiting: Places::new(limits.waiting, limits.waiting_per_client),
-            connections: Places::new(limits.tcp_connections, limits.tcp_per_source),
+            connections: Connections::new(limits.tcp_connections, limits.tcp_per_source),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
@@ -176,14 +177,15 @@ async fn tcp(listener: TcpListener, server: Arc<Server>) {
             server.forwarder.stats.dropped(Dropped::Stranger);
             continue;
         }
-        let Some(admitted) = server.connections.take(peer.ip()) else {
+        let Some(admitted) = server.connections.admit(peer.ip()) else {
             server.forwarder.stats.dropped(Dropped::Overload);
             continue;
         };
         let server = Arc::clone(&server);
         server.tasks.clone().spawn(async move {
             tokio::select! {
-                () = connection(stream, peer.ip(), &server) => {}
+                () = connection(stream, peer.ip(), &admitted.activity, &server) => {}
+                () = admitted.end.cancelled() => tracing::debug!("{}: an idle connection made place for another", peer.ip()),
                 () = server.cancel.cancelled() => {}
             }
             drop(admitted);
@@ -192,7 +194,7 @@ async fn tcp(listener: TcpListener, server: Arc<Server>) {
 }
 
 /// One connection: queries in any number at a time, answers as they come (RFC 7766).
-async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
+async fn connection(stream: TcpStream, source: IpAddr, activity: &Activity, server: &Arc<Server>) {
     // Without it answers are only later.
     drop(stream.set_nodelay(true));
     let (mut read, mut write) = stream.into_split();
@@ -211,7 +213,8 @@ async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
     let reader = async {
         let pipeline = Arc::new(Semaphore::new(server.limits.tcp_pipeline.max(1)));
         let sender = sender;
-        while let Some(packet) = next_query(&mut read, idle, &pipeline, server.limits.tcp_pipeline).await {
+        let places = server.limits.tcp_pipeline;
+        while let Some((packet, busy)) = next_query(&mut read, idle, activity, &pipeline, places).await {
             match server.forwarder.begin(&packet, source, Transport::Tcp) {
                 // RFC 7766 section 6.2.4: what is not a query ends the connection.
                 Step::Drop => return,
@@ -242,7 +245,7 @@ async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
                             }
                             () = server.cancel.cancelled() => {}
                         }
-                        drop((permit, place));
+                        drop((permit, place, busy));
                     });
                 }
             }
@@ -252,18 +255,28 @@ async fn connection(stream: TcpStream, source: IpAddr, server: &Arc<Server>) {
 }
 
 /// The next query; `None` when the client closed, or was idle too long with nothing in work.
-async fn next_query(read: &mut OwnedReadHalf, idle: Duration, pipeline: &Semaphore, places: usize) -> Option<Vec<u8>> {
+async fn next_query(
+    read: &mut OwnedReadHalf,
+    idle: Duration,
+    activity: &Activity,
+    pipeline: &Semaphore,
+    places: usize,
+) -> Option<(Vec<u8>, Busy)> {
     let mut len = [0; 2];
     let mut have = 0;
+    let mut busy = None;
     while have < 2 {
         match timeout(idle, read.read(&mut len[have..])).await {
             Ok(Ok(0) | Err(_)) => return None,
-            Ok(Ok(more)) => have += more,
+            Ok(Ok(more)) => {
+                have += more;
+                busy.get_or_insert_with(|| activity.begin());
+            }
             Err(_) if have == 0 && pipeline.available_permits() < places => {}
             Err(_) => return None,
         }
     }
     let mut packet = vec![0; u16::from_be_bytes(len).into()];
     timeout(idle, read.read_exact(&mut packet)).await.ok()?.ok()?;
-    Some(packet)
+    Some((packet, busy?))
 }
