@@ -3,6 +3,7 @@
 
 mod dns_servers;
 mod endpoints;
+mod problem;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -12,10 +13,12 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 pub use self::{
     dns_servers::{DnsServers, dns_servers},
+    problem::{Problem, Reason},
     records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, zone_records},
 };
 use self::{
     endpoints::{Backends, Reach, usable},
+    problem::Problems,
     vips::{Vip, vips},
 };
 use crate::model::{Cluster, ObjectName, Protocol, Service, ServiceKind, ServicePort};
@@ -92,7 +95,7 @@ pub struct ServicePlan {
     /// Records, sorted, without duplicates. Ancestors of their names exist implicitly (empty non-terminals), up to the zone.
     pub records: Vec<Record>,
     /// What cannot be served, in words, with what to do.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
 }
 
 /// What changes a plan but is not in the cluster.
@@ -238,47 +241,21 @@ fn ports<'s>(service: &'s Service, problems: &mut Problems) -> Vec<&'s ServicePo
     for port in &service.ports {
         let (number, protocol) = (port.port, port.protocol);
         if number == 0 {
-            problems.say(format!("port 0 ({}) is not a port; write 1 to 65535", protocol.name()));
+            problems.say(Reason::PortLeftOut, format!("port 0 ({}) is not a port; write 1 to 65535", protocol.name()));
         } else if !seen.insert((number, protocol)) {
-            problems.say(format!("port {number}/{} is there twice; the first is served", protocol.name()));
+            problems.say(
+                Reason::PortLeftOut,
+                format!("port {number}/{} is there twice; the first is served", protocol.name()),
+            );
         } else {
             if protocol == Protocol::Sctp && matches!(service.kind, ServiceKind::ClusterIp(_)) {
-                problems.say(format!("port {number}/sctp is not forwarded: the gateway serves TCP and UDP"));
+                problems.say(
+                    Reason::ProtocolNotForwarded,
+                    format!("port {number}/sctp is not forwarded: the gateway serves TCP and UDP"),
+                );
             }
             ports.push(port);
         }
     }
     ports
-}
-
-/// What is wrong with a Service, each thing once, with the Service's name before it, and never a list without end.
-struct Problems<'n> {
-    name: &'n ObjectName,
-    said: BTreeSet<String>,
-    more: usize,
-}
-
-impl<'n> Problems<'n> {
-    const MOST: usize = 16;
-
-    const fn new(name: &'n ObjectName) -> Self {
-        Self { name, said: BTreeSet::new(), more: 0 }
-    }
-
-    fn say(&mut self, what: String) {
-        if self.said.len() < Self::MOST {
-            self.said.insert(what);
-        } else if !self.said.contains(&what) {
-            self.more += 1;
-        }
-    }
-
-    fn finish(self) -> Vec<String> {
-        let Self { name, said, more } = self;
-        let mut problems: Vec<String> = said.into_iter().map(|what| format!("Service {name}: {what}")).collect();
-        if more > 0 {
-            problems.push(format!("Service {name}: and {more} more like these"));
-        }
-        problems
-    }
 }

@@ -203,7 +203,8 @@ fn what_can_be_served_is_served_and_what_cannot_is_named() {
     for (what, text, endpoints, expected) in table {
         let (plans, mut problems) = outcome(&text);
         let web = &plans[&ObjectName::new("shop", "web")];
-        problems.extend(plans.values().flat_map(|plan| plan.problems.clone()));
+        problems
+            .extend(plans.values().flat_map(|plan| plan.problems.iter().map(ToString::to_string).collect::<Vec<_>>()));
         let served: usize = web.frontends.iter().filter(|f| f.port == 80).map(|f| f.endpoints.len()).sum();
         assert_eq!(served, endpoints, "{what}: {:#?}\n{problems:#?}", web.frontends);
         for words in &expected {

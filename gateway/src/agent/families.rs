@@ -13,6 +13,7 @@ use crate::{
         Agent as _,
         metrics::{Family, Labels, Samples},
     },
+    source::Feedback,
 };
 
 impl State {
@@ -64,6 +65,22 @@ impl State {
             ),
             Family::counter("apply_errors", "Changes that the kernel refused", self.errors.load(Ordering::Relaxed)),
         ];
+        if let Some(figures) = self.feedback.get().map(Feedback::figures) {
+            let events = [("written", figures.written), ("failed", figures.failed), ("left_out", figures.left_out)];
+            let samples = events.map(|(result, count)| (vec![("result", result.to_owned())], count)).to_vec();
+            families.extend([
+                Family::gauge(
+                    "lease_held",
+                    "1 while the gateway's Lease at the API server is its own",
+                    flag(figures.lease),
+                ),
+                Family {
+                    name: "events",
+                    help: "Events about Services by what became of them",
+                    samples: Samples::Counter(samples),
+                },
+            ]);
+        }
         if let Some(since) = status.source.last_change {
             families.push(Family::gauge(
                 "source_last_change_timestamp_seconds",

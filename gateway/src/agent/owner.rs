@@ -25,8 +25,8 @@ use crate::{
     kernel::{KernelError, Mode, Sizes},
     model::{Cluster, Dirty, Event, ObjectName},
     node,
-    plan::{self, DnsServers, PlanConfig, ServicePlan},
-    source::{self, SourceConfig, SourceHandle},
+    plan::{self, DnsServers, PlanConfig, Problem, Reason, ServicePlan},
+    source::{self, Feedback, SourceConfig, SourceHandle},
 };
 
 /// Batches that wait while one is applied; a source that is faster is slowed down.
@@ -63,6 +63,9 @@ impl Owner {
         let (sender, mut events) = mpsc::channel(BATCHES);
         let source = source::start(source_config(config), sender).await?;
         let _first = state.source.set(source.status());
+        if let Source::Kubernetes { kubeconfig, context, status: true } = &config.source {
+            let _first = state.feedback.set(Feedback::start(kubeconfig.clone(), context.clone()).await?);
+        }
         let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
         let dirty = cluster.apply(first);
@@ -118,6 +121,7 @@ impl Owner {
         // Lists and plans were several times what is kept.
         super::memory::give_back();
         owner.state.ready.store(true, Ordering::Release);
+        owner.show_place();
         Ok(owner)
     }
 
@@ -158,6 +162,7 @@ impl Owner {
         }
         let dirty = self.cluster.apply(events);
         look_around(&self.state, &self.cluster);
+        self.show_place();
         self.change(dirty);
     }
 
@@ -237,7 +242,7 @@ impl Owner {
         self.settle(&name, result);
         let problems = plan.as_ref().map(|plan| plan.problems.clone()).unwrap_or_default();
         let before = self.state.change(|held| match plan {
-            Some(plan) => held.plans.insert(name, plan.into()),
+            Some(plan) => held.plans.insert(name.clone(), plan.into()),
             None => held.plans.remove(&name),
         });
         let before = before.map(|before| before.problems.clone()).unwrap_or_default();
@@ -248,6 +253,26 @@ impl Owner {
         for problem in before.iter().filter(|problem| !problems.contains(problem)) {
             tracing::info!("no longer: {problem}");
         }
+        self.tell(&name);
+    }
+
+    /// Shows the cluster a gateway on this node.
+    fn show_place(&self) {
+        if let Some(feedback) = self.state.feedback.get() {
+            feedback.place(self.cluster.here().node.as_deref());
+        }
+    }
+
+    /// Tells the cluster what is wrong with a Service, or that nothing is. It is written later, by others.
+    fn tell(&self, name: &ObjectName) {
+        let Some(feedback) = self.state.feedback.get() else { return };
+        self.state.held(|held| {
+            let problems = held.plans.get(name).map(|plan| plan.problems.as_slice()).unwrap_or_default();
+            let refused = held.refused.get(name).map(|(reason, error)| {
+                Problem::new(name, *reason, &format!("the datapath refused it; it is tried again: {error}"))
+            });
+            feedback.problems(name, problems.iter().chain(&refused).map(|p| (p.reason.name(), &**p)));
+        });
     }
 
     /// Remembers what the kernel refused, so that it is tried again and told.
@@ -259,9 +284,14 @@ impl Owner {
                 }
             }
             Err(error) => {
+                let full = matches!(error, KernelError::Full { .. });
+                let reason = if full { Reason::TableFull } else { Reason::DatapathRefused };
                 let error = error.to_string();
                 self.state.errors.fetch_add(1, Ordering::Relaxed);
-                if self.state.change(|held| held.refused.insert(name.clone(), error.clone())).as_ref() != Some(&error) {
+                let refused = (reason, error.clone());
+                if self.state.change(|held| held.refused.insert(name.clone(), refused.clone())).as_ref()
+                    != Some(&refused)
+                {
                     tracing::error!(service = %name, %error, "the datapath refused it; it is tried again");
                 }
                 self.retry = Some(Instant::now() + RETRY);
@@ -275,6 +305,7 @@ impl Owner {
             let plan = self.state.held(|held| held.plans.get(&name).map(|plan| ServicePlan::clone(plan)));
             let result = self.datapath.apply(&name, plan.as_ref());
             self.settle(&name, result);
+            self.tell(&name);
         }
     }
 
@@ -311,6 +342,9 @@ impl Owner {
         if let Some(queries) = self.queries {
             queries.stop().await;
         }
+        if let Some(feedback) = self.state.feedback.get() {
+            feedback.stop().await;
+        }
         Ok(stopped?)
     }
 }
@@ -335,7 +369,7 @@ fn look_around(state: &State, cluster: &Cluster) {
 fn source_config(config: &Config) -> SourceConfig {
     match &config.source {
         Source::Manifests(directory) => SourceConfig::Manifests(directory.clone()),
-        Source::Kubernetes { kubeconfig, context } => SourceConfig::Kubernetes {
+        Source::Kubernetes { kubeconfig, context, .. } => SourceConfig::Kubernetes {
             kubeconfig: kubeconfig.clone(),
             context: context.clone(),
             extra: config.source_extra(),

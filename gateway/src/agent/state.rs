@@ -27,8 +27,8 @@ use crate::{
     kernel::{Counters, Entry, Explanation, FlowInfo, Question},
     model::{Here, ObjectName},
     node,
-    plan::{DnsServers, ServicePlan},
-    source::SourceStatus,
+    plan::{DnsServers, Reason, ServicePlan},
+    source::{Feedback, SourceStatus},
 };
 
 /// Learnt answers that `gateway dns` shows at most.
@@ -46,6 +46,7 @@ pub(super) struct State {
     pub datapath: OnceLock<Arc<Datapath>>,
     pub resolver: OnceLock<ResolverHandle>,
     pub source: OnceLock<watch::Receiver<SourceStatus>>,
+    pub feedback: OnceLock<Feedback>,
     pub ready: AtomicBool,
     pub changes: AtomicU64,
     pub errors: AtomicU64,
@@ -59,7 +60,7 @@ pub(super) struct Held {
     pub cidrs: Vec<IpNet>,
     pub here: Here,
     /// What the kernel refused, by Service; the owner tries again.
-    pub refused: BTreeMap<ObjectName, String>,
+    pub refused: BTreeMap<ObjectName, (Reason, String)>,
     /// What is wrong with the config file, or waits for a restart.
     pub config: Option<String>,
     /// The cluster's own DNS, when a zone rule asks it.
@@ -101,6 +102,7 @@ impl State {
             datapath: OnceLock::new(),
             resolver: OnceLock::new(),
             source: OnceLock::new(),
+            feedback: OnceLock::new(),
             ready: AtomicBool::new(false),
             changes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -199,7 +201,7 @@ impl Agent for State {
             why.push(format!("source: {} problems, see `gateway status`", status.problems.len()));
         }
         self.held(|held| {
-            if let Some((name, error)) = held.refused.first_key_value() {
+            if let Some((name, (_, error))) = held.refused.first_key_value() {
                 why.push(format!("the datapath refuses {} services, like {name}: {error}", held.refused.len()));
             }
             if let Some(dns) = held.cluster_dns.as_ref().filter(|dns| dns.servers.is_empty()) {
@@ -239,7 +241,7 @@ impl Agent for State {
             problems: self.held(|held| {
                 let plans = held.plans.values().flat_map(|plan| &plan.problems);
                 let dns = held.cluster_dns.iter().filter(|dns| !dns.servers.is_empty()).flat_map(|dns| &dns.problems);
-                held.config.iter().chain(dns).chain(plans).cloned().collect()
+                held.config.iter().chain(dns).cloned().chain(plans.map(ToString::to_string)).collect()
             }),
             counters: self.counters(),
         }

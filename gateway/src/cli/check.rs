@@ -237,7 +237,7 @@ fn source(report: &mut Report, config: &Config) {
                 &format!("{}: {error}: give a directory that can be read", directory.display()),
             ),
         },
-        Source::Kubernetes { kubeconfig, context } => api_server(report, config, kubeconfig, context),
+        Source::Kubernetes { kubeconfig, context, status } => api_server(report, config, kubeconfig, context, *status),
     }
     if config.return_path == ReturnPath::Routed {
         report.warn("returnPath", "routed: every node must route the client subnets back through this one");
@@ -274,10 +274,16 @@ fn names(report: &mut Report, config: &Config) {
 }
 
 /// Whether the API server answers, and each permission that this identity lacks.
-fn api_server(report: &mut Report, config: &Config, kubeconfig: &Option<PathBuf>, context: &Option<String>) {
+fn api_server(
+    report: &mut Report,
+    config: &Config,
+    kubeconfig: &Option<PathBuf>,
+    context: &Option<String>,
+    status: bool,
+) {
     let key = if kubeconfig.is_some() { "source.kubernetes.kubeconfig" } else { "source.kubernetes" };
     let access = super::runtime(false).and_then(|runtime| {
-        let asked = source::access(kubeconfig.clone(), context.clone(), config.source_extra());
+        let asked = source::access(kubeconfig.clone(), context.clone(), config.source_extra(), status);
         Ok(runtime.block_on(asked)?)
     });
     let access = match access {
@@ -300,6 +306,13 @@ fn api_server(report: &mut Report, config: &Config, kubeconfig: &Option<PathBuf>
     }
     if access.denied.is_empty() {
         report.ok("permission", "the API server lets it list and watch all that the gateway needs");
+    }
+    // Nobody has to grant these.
+    for off in &access.silent {
+        report.ok("status", off);
+    }
+    if status && access.silent.is_empty() {
+        report.ok("status", "the API server takes its Lease and Events on Services");
     }
 }
 

@@ -209,6 +209,7 @@ fn source(source: &file::Source, base: &Path) -> Checked<Source> {
         (None, Some(kubernetes)) => Ok(Source::Kubernetes {
             kubeconfig: kubernetes.kubeconfig.as_ref().map(|path| base.join(path)),
             context: kubernetes.context.clone(),
+            status: kubernetes.status.unwrap_or(true),
         }),
         (Some(_), Some(_)) => problem("source", "has manifests and kubernetes: keep one of them"),
         (None, None) => {

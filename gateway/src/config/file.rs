@@ -86,6 +86,8 @@ pub(super) struct Kubernetes {
     pub kubeconfig: Option<String>,
     #[serde(default)]
     pub context: Option<String>,
+    #[serde(default)]
+    pub status: Option<bool>,
 }
 
 /// `returnPath`.

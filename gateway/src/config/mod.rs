@@ -77,6 +77,8 @@ pub enum Source {
         kubeconfig: Option<PathBuf>,
         /// A context in it.
         context: Option<String>,
+        /// `status`: a Lease and Events are written where that is permitted.
+        status: bool,
     },
 }
 

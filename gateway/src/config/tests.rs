@@ -80,7 +80,7 @@ clusterInterfaces: [eth1, flannel.1]
 clients:
   - {name: developers, cidrs: [10.90.0.0/16], namespaces: ["*"]}
   - {name: testers, cidrs: [10.90.1.0/24, "fd00:90::/64"], namespaces: [shop, default]}
-source: {kubernetes: {kubeconfig: /etc/gateway/kubeconfig, context: lab}}
+source: {kubernetes: {kubeconfig: /etc/gateway/kubeconfig, context: lab, status: false}}
 serviceCIDRs: [10.1.0.0/16, "fd00:1::/112"]
 returnPath: routed
 snat: {addresses: [10.90.2.100], ports: 40000-40999}
@@ -114,7 +114,11 @@ log: gateway=debug,info
     assert_eq!(config.views[1].namespaces, Some(vec!["shop".to_owned(), "default".to_owned()]));
     assert_eq!(
         config.source,
-        Source::Kubernetes { kubeconfig: Some("/etc/gateway/kubeconfig".into()), context: Some("lab".to_owned()) }
+        Source::Kubernetes {
+            kubeconfig: Some("/etc/gateway/kubeconfig".into()),
+            context: Some("lab".to_owned()),
+            status: false
+        }
     );
     assert_eq!(config.dns.cluster_domain, "k8s.example");
     assert_eq!(config.dns.listen[2].to_string(), "[fd00::2]:53");
@@ -194,7 +198,7 @@ fn kubernetes_with_nothing_behind_it_means_in_cluster() {
     let views = "clients: [{name: a, cidrs: [10.0.0.0/8]}]\n";
     for source in ["source: {kubernetes: }", "source: {kubernetes: {}}", "source:\n  kubernetes: null"] {
         let config = parse(&format!("{views}{source}\n")).expect(source);
-        assert_eq!(config.source, Source::Kubernetes { kubeconfig: None, context: None }, "{source}");
+        assert_eq!(config.source, Source::Kubernetes { kubeconfig: None, context: None, status: true }, "{source}");
     }
 }
 

@@ -189,7 +189,7 @@ impl Service {
             views: views.iter().enumerate().filter_map(may).collect(),
             ports: plan.frontends.iter().map(port).collect(),
             records,
-            problems: plan.problems.clone(),
+            problems: plan.problems.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Endpoint, Problems};
+use super::{
+    Endpoint,
+    problem::{Problems, Reason},
+};
 use crate::model::{Cluster, Here, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint};
 
 /// What new flows and old flows may do with an endpoint.
@@ -118,11 +121,14 @@ impl<'c> Backends<'c> {
         for endpoint in &slice.endpoints {
             let Some(usage) = usage(endpoint, service) else { continue };
             let Some(&addr) = endpoint.addresses.first() else {
-                problems.say(format!("an endpoint of slice {} has no address and is left out", slice.name.name));
+                problems.say(
+                    Reason::EndpointsLeftOut,
+                    format!("an endpoint of slice {} has no address and is left out", slice.name.name),
+                );
                 continue;
             };
-            if let Err(why) = reachable(addr, service, vips) {
-                problems.say(format!("endpoint {addr} of slice {} is left out: {why}", slice.name.name));
+            if let Err((reason, why)) = reachable(addr, service, vips) {
+                problems.say(reason, format!("endpoint {addr} of slice {} is left out: {why}", slice.name.name));
                 continue;
             }
             if usage == Use::Ready {
@@ -186,21 +192,27 @@ fn usage(endpoint: &SliceEndpoint, service: &Service) -> Option<Use> {
 
 fn valid_port(slice: &Slice, port: Option<u16>, problems: &mut Problems) -> Option<u16> {
     match port {
-        Some(0) => problems.say(format!("a port of slice {} is 0 and is left out; write 1 to 65535", slice.name.name)),
-        None => problems.say(format!("a port of slice {} has no number (all ports) and is left out", slice.name.name)),
+        Some(0) => problems.say(
+            Reason::EndpointsLeftOut,
+            format!("a port of slice {} is 0 and is left out; write 1 to 65535", slice.name.name),
+        ),
+        None => problems.say(
+            Reason::EndpointsLeftOut,
+            format!("a port of slice {} has no number (all ports) and is left out", slice.name.name),
+        ),
         Some(number) => return Some(number),
     }
     None
 }
 
-fn reachable(addr: IpAddr, service: &Service, vips: &[IpAddr]) -> Result<(), &'static str> {
-    usable(addr)?;
+fn reachable(addr: IpAddr, service: &Service, vips: &[IpAddr]) -> Result<(), (Reason, &'static str)> {
+    usable(addr).map_err(|why| (Reason::EndpointsLeftOut, why))?;
     if vips.contains(&addr) {
-        return Err("it is the Service's own address");
+        return Err((Reason::EndpointsLeftOut, "it is the Service's own address"));
     }
     let wrong_family = || vips.iter().all(|vip| vip.is_ipv4() != addr.is_ipv4());
     if matches!(service.kind, ServiceKind::ClusterIp(_)) && !vips.is_empty() && wrong_family() {
-        return Err("the Service has no clusterIP of its family");
+        return Err((Reason::NoCommonFamily, "the Service has no clusterIP of its family"));
     }
     Ok(())
 }

@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Backends, PlanConfig, Pods, Problems, Record, RecordData};
+use super::{
+    Backends, PlanConfig, Pods, Record, RecordData,
+    problem::{Problems, Reason},
+};
 use crate::model::{Pod, Protocol, Service, ServiceKind, ServicePort};
 
 /// The version of the specification that `dns-version` names.
@@ -95,7 +98,7 @@ fn external(name: &str, target: &str, out: &mut Names, problems: &mut Problems) 
         // No CNAME leads to an address, but what is meant is plain.
         out.add(name.to_owned(), RecordData::Address(addr));
     } else if !is_domain(&target) {
-        problems.say(format!("externalName {target:?} is not a domain name and has no record"));
+        problems.say(Reason::NameLeftOut, format!("externalName {target:?} is not a domain name and has no record"));
     } else {
         out.add(name.to_owned(), RecordData::Cname(target));
     }
@@ -122,9 +125,12 @@ fn headless(name: &str, backends: &Backends, out: &mut Names, problems: &mut Pro
     for (v4, most) in [(true, MOST_A), (false, MOST_AAAA)] {
         let count = backends.named.iter().filter(|endpoint| endpoint.addr.is_ipv4() == v4).count();
         if count > most {
-            problems.say(format!(
-                "it has {count} addresses, and an answer holds {most}: clients that ask for its name are told the first ones"
-            ));
+            problems.say(
+                Reason::TooManyEndpoints,
+                format!(
+                    "it has {count} addresses, and an answer holds {most}: clients that ask for its name are told the first ones"
+                ),
+            );
         }
     }
     for endpoint in &backends.named {
@@ -181,7 +187,10 @@ impl Names {
 fn nameable(port: &str, problems: &mut Problems) -> bool {
     let label = port.len() < 63 && port.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if !label {
-        problems.say(format!("port name {port:?} is not a DNS label: there is no service record of that name"));
+        problems.say(
+            Reason::NameLeftOut,
+            format!("port name {port:?} is not a DNS label: there is no service record of that name"),
+        );
     }
     label && !port.is_empty()
 }

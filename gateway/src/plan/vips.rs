@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{PlanConfig, Problems, VipKinds, usable};
+use super::{
+    PlanConfig, VipKinds,
+    problem::{Problems, Reason},
+    usable,
+};
 use crate::model::{Cluster, Protocol, Service, ServiceKind, ServicePort};
 
 /// A VIP of a Service.
@@ -27,6 +31,7 @@ pub(super) fn vips(cluster: &Cluster, service: &Service, config: &PlanConfig, pr
     let ServiceKind::ClusterIp(ips) = &service.kind else { return Vec::new() };
     if ips.is_empty() {
         problems.say(
+            Reason::NoClusterIP,
             "it has no clusterIP yet and cannot be reached by address; in a manifest, write spec.clusterIP".into(),
         );
     }
@@ -34,14 +39,15 @@ pub(super) fn vips(cluster: &Cluster, service: &Service, config: &PlanConfig, pr
     for ip in ips {
         match cluster.owner(*ip) {
             Some(owner) if *owner != service.name => {
-                problems.say(format!(
-                    "its clusterIP {ip} belongs to Service {owner} already; give one of them another address"
-                ));
+                problems.say(
+                    Reason::AddressConflict,
+                    format!("its clusterIP {ip} belongs to Service {owner} already; give one of them another address"),
+                );
             }
             _ if vips.iter().any(|vip| vip.addr == *ip) => {}
             _ => match takeable(cluster, *ip, config) {
                 Ok(()) => vips.push(Vip { addr: *ip, cluster: true, taken: BTreeSet::new() }),
-                Err(why) => problems.say(format!("its clusterIP {ip} is left out: {why}")),
+                Err(why) => problems.say(Reason::AddressLeftOut, format!("its clusterIP {ip} is left out: {why}")),
             },
         }
     }
@@ -54,15 +60,18 @@ pub(super) fn vips(cluster: &Cluster, service: &Service, config: &PlanConfig, pr
                 let taken = taken(cluster, service, addr, config.vips);
                 for (port, protocol, owner) in &taken {
                     let protocol = protocol.name();
-                    problems.say(format!(
-                        "port {port}/{protocol} of its {what} {addr} belongs to Service {owner} already; give one of them \
-                         another port or address"
-                    ));
+                    problems.say(
+                        Reason::AddressConflict,
+                        format!(
+                            "port {port}/{protocol} of its {what} {addr} belongs to Service {owner} already; give one of them \
+                             another port or address"
+                        ),
+                    );
                 }
                 let taken = taken.into_iter().map(|(port, protocol, _)| (port, protocol)).collect();
                 vips.push(Vip { addr, cluster: false, taken });
             }
-            Err(why) => problems.say(format!("its {what} {addr} is left out: {why}")),
+            Err(why) => problems.say(Reason::AddressLeftOut, format!("its {what} {addr} is left out: {why}")),
         }
     }
     vips

@@ -4,6 +4,7 @@
 //! new list is complete: there is no moment without a cluster.
 
 mod access;
+mod feedback;
 mod gather;
 mod layer;
 mod proxy;
@@ -27,6 +28,7 @@ use crate::model::Event;
 const BATCH: usize = 4096;
 
 pub(super) use self::access::access;
+pub use self::feedback::{Feedback, Figures};
 
 pub(super) async fn start(
     kubeconfig: Option<PathBuf>,

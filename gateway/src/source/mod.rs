@@ -17,6 +17,7 @@ use tokio::{
 };
 
 pub use self::{
+    kubernetes::{Feedback, Figures},
     manifests::{ParseError, parse},
     status::SourceStatus,
 };
@@ -68,6 +69,8 @@ pub struct Access {
     pub version: String,
     /// What it may not and should.
     pub denied: Vec<Denied>,
+    /// What it cannot say back to the cluster for want of a right, in words; nobody has to let it.
+    pub silent: Vec<String>,
 }
 
 /// A permission that is missing.
@@ -83,12 +86,17 @@ pub struct Denied {
     pub required: bool,
 }
 
-/// Asks the API server for what the gateway's identity may do, by `SelfSubjectAccessReview`.
+/// Asks the API server for what the gateway's identity may do, by `SelfSubjectAccessReview`; with `status`, whether it may say anything back, too.
 ///
 /// # Errors
 /// When there is no usable configuration, or the API server does not answer.
-pub async fn access(kubeconfig: Option<PathBuf>, context: Option<String>, extra: Extra) -> Result<Access, SourceError> {
-    kubernetes::access(kubeconfig, context, extra).await
+pub async fn access(
+    kubeconfig: Option<PathBuf>,
+    context: Option<String>,
+    extra: Extra,
+    status: bool,
+) -> Result<Access, SourceError> {
+    kubernetes::access(kubeconfig, context, extra, status).await
 }
 
 /// Why a source cannot start.

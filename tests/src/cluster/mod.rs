@@ -43,6 +43,8 @@ const SERVER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(CONTROL), PORT);
 pub const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
 /// What `dns.pods: verified` needs beside it.
 pub const RBAC_PODS: &str = include_str!("../../../deploy/rbac-pods.yaml");
+/// What lets it say something back: Leases and Events.
+pub const RBAC_STATUS: &str = include_str!("../../../deploy/rbac-status.yaml");
 /// How long a part may take to start on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 

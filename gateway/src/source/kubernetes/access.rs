@@ -9,6 +9,7 @@ use kube::{Api, Client, api::PostParams};
 
 use super::{
     super::{Access, Denied, Extra, SourceError},
+    feedback,
     watch::{Kind, chain},
 };
 
@@ -19,8 +20,11 @@ pub(in super::super) async fn access(
     kubeconfig: Option<PathBuf>,
     context: Option<String>,
     extra: Extra,
+    status: bool,
 ) -> Result<Access, SourceError> {
+    let outside = kubeconfig.is_some() || context.is_some();
     let mut config = super::configuration(kubeconfig, context).await?;
+    let namespace = feedback::namespace(outside, &config.default_namespace);
     (config.connect_timeout, config.read_timeout) = (Some(PATIENCE), Some(PATIENCE));
     let server = config.cluster_url.to_string();
     let program = super::program(&config);
@@ -37,7 +41,7 @@ pub(in super::super) async fn access(
         Err(kube::Error::Api(status)) if status.code == 403 => "version not told to this identity".to_owned(),
         Err(error) => return Err(silent(&error)),
     };
-    let reviews = Api::<SelfSubjectAccessReview>::all(client);
+    let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
     let mut denied = Vec::new();
     for kind in Kind::wanted(extra) {
         for verb in ["list", "watch"] {
@@ -63,5 +67,12 @@ pub(in super::super) async fn access(
             }
         }
     }
-    Ok(Access { server, version, denied })
+    let mut off = Vec::new();
+    for need in [feedback::LEASE, feedback::EVENTS].iter().filter(|_| status) {
+        let missing = need.missing(&client, &namespace).await.map_err(|error| silent(&error))?;
+        if !missing.is_empty() {
+            off.push(need.off(&missing, &namespace));
+        }
+    }
+    Ok(Access { server, version, denied, silent: off })
 }
