@@ -12,9 +12,9 @@ use crate::model::ObjectName;
 /// A problem that is gone within this was no news: Services and their slices change one after the other.
 pub(super) const SETTLE: Duration = Duration::from_secs(5);
 /// Between two Events of one reason on one Service whose words differ.
-pub(super) const CHANGED: Duration = Duration::from_mins(5);
+pub(super) const CHANGED: Duration = Duration::from_secs(5 * 60);
 /// After which a problem that stands is told again. API servers forget Events after an hour.
-pub(super) const REPEAT: Duration = Duration::from_mins(30);
+pub(super) const REPEAT: Duration = Duration::from_secs(30 * 60);
 /// Services of which something is told at a time.
 const MOST: usize = 4096;
 /// Bytes of a note; the API takes 1,024.
@@ -270,7 +270,7 @@ mod tests {
         }
         assert!((10..=12).contains(&events), "{events} events in an hour");
         // What changed while it was being written waits for its turn.
-        let now = start + Duration::from_hours(2);
+        let now = start + Duration::from_secs(2 * 3600);
         let job = desk.take(now).unwrap();
         desk.tell(now, &web(), [("Left", "something else")].into_iter());
         desk.done(&job, written(&job, now));

@@ -39,7 +39,7 @@ pub(in super::super) const EVENTS: Need = Need {
 /// What grants them.
 const MANIFEST: &str = "deploy/rbac-status.yaml";
 /// Between two looks, doubled up to the second one.
-const LOOK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(10));
+const LOOK: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10 * 60));
 
 impl Need {
     /// The verbs that are missing.
