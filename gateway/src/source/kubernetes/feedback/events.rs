@@ -1,6 +1,6 @@
 //! Events on Services that cannot be served (`events.k8s.io/v1`), written one at a time.
 
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Duration};
 
 use k8s_openapi::{
     api::{
@@ -23,6 +23,8 @@ use super::{
     rights::{EVENTS, permitted},
 };
 
+/// Between two looks at the desk while there is news; less than a problem takes to settle.
+const LOOK: Duration = Duration::from_secs(1);
 /// Who says so.
 const CONTROLLER: &str = "gateway";
 
@@ -42,7 +44,8 @@ pub(super) async fn write(client: Client, namespace: String, shared: std::sync::
             if due.is_none_or(|due| due > now) {
                 tokio::select! {
                     () = sleep_until(due.unwrap_or_else(|| now + desk::REPEAT)) => desk(&shared).sweep(Instant::now()),
-                    () = shared.news.notified() => {}
+                    // A whole cluster's worth of news is looked through once. Nothing is due at once anyway.
+                    () = shared.news.notified() => sleep(LOOK).await,
                 }
                 continue;
             }
