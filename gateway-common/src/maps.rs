@@ -150,12 +150,25 @@ pub struct ViewPrefix {
     pub id: u32,
 }
 
-/// Value of `CLAIMS4/6`: every service CIDR, and every VIP outside one, is claimed.
+/// Value of `CLAIMS4/6`: every service CIDR, and every VIP outside one, is claimed; an address of the node's own inside one is not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Claim {
-    /// 1: a service CIDR or VIP.
+    /// 1: a service CIDR or VIP. 0: the node's own address in a service CIDR, which stays the node's.
     pub kind: u32,
+}
+
+impl Claim {
+    /// A service CIDR or VIP.
+    pub const OURS: Self = Self { kind: 1 };
+    /// An address inside a service CIDR that is left to the node.
+    pub const SPARED: Self = Self { kind: 0 };
+
+    /// Whether packets to it are the gateway's business.
+    #[inline(always)]
+    pub const fn is_ours(&self) -> bool {
+        self.kind != 0
+    }
 }
 
 // ----------------------------------------------------------------------------------------- services

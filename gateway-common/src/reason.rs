@@ -113,8 +113,8 @@ reasons! {
     Fragment = "fragment", Dropped;
     /// Protocol to a VIP that the gateway does not carry: protocol unreachable.
     UnknownProtocol = "unknown_protocol", Rejected;
-    /// No route or unusable next hop towards the endpoint or client.
-    NoRoute = "no_route", Dropped;
+    /// No route or unusable next hop towards the endpoint or client: host unreachable.
+    NoRoute = "no_route", Rejected;
     /// A helper of the kernel refused.
     HelperFailed = "helper_failed", Dropped;
     /// Whether the checksum is whole or partial cannot be told; an error built on it could be wrong.

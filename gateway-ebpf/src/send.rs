@@ -114,8 +114,7 @@ pub fn known<F: Stages, N: Net>(
     match way::<F, N>(frame, hop, &target) {
         Ok(way) => Some(finish::<F, N>(frame, config, packet, flow, way)),
         Err(Stop::Tc(reason)) => Some(pass(reason)),
-        Err(Stop::No) => Some(discard(Reason::NoRoute)),
-        Err(Stop::TooBig(_)) => None,
+        Err(Stop::No | Stop::TooBig(_)) => None,
     }
 }
 
@@ -145,7 +144,8 @@ pub fn carefully<F: Stages, N: Net>(
         match way::<F, N>(frame, hop, &target) {
             Ok(way) => ready = Some(way),
             Err(Stop::Tc(reason)) => return pass(reason),
-            Err(Stop::No) => return discard(Reason::NoRoute),
+            // As a router says (RFC 1812 section 5.2.7.1), so that a client is told at once.
+            Err(Stop::No) => return refuse::<N>(packet, Error::HOST_UNREACHABLE, Reason::NoRoute),
             Err(Stop::TooBig(mtu)) if split::may::<F, N>(frame, packet, cut) && outlet::<F, N>(frame, hop, target) => {
                 if !split::plan::<N>(packet, mtu) {
                     return refuse::<N>(packet, Error::too_big(mtu), Reason::TooBig);

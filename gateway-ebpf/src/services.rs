@@ -140,7 +140,7 @@ pub fn view<N: Net>(src: &N::Addr) -> Option<u32> {
 /// Claim, then view.
 #[inline(always)]
 pub fn access<N: Net>(src: &N::Addr, dst: &N::Addr) -> Access {
-    if N::claims().get(Key::new(bits::<N>(), *dst)).is_none() {
+    if !N::claims().get(Key::new(bits::<N>(), *dst)).is_some_and(Claim::is_ours) {
         return Access::Unclaimed;
     }
     match view::<N>(src) {

@@ -8,6 +8,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
+
 /// Names of all interfaces.
 pub fn interfaces() -> Vec<String> {
     let Ok(all) = nix::net::if_::if_nameindex() else {
@@ -74,6 +76,31 @@ fn usable(address: &IpAddr) -> bool {
         IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local() && *v4 != Ipv4Addr::UNSPECIFIED,
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local() && *v6 != Ipv6Addr::UNSPECIFIED,
     }
+}
+
+/// Every interface with its addresses and their subnets, but for loopback and link-local ones.
+pub fn subnets() -> Vec<(String, IpNet)> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let ip = |address: Option<nix::sys::socket::SockaddrStorage>| {
+        let address = address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    all.filter_map(|entry| {
+        let net = IpNet::with_netmask(ip(entry.address).filter(usable)?, ip(entry.netmask)?).ok()?;
+        Some((entry.interface_name, net))
+    })
+    .collect()
+}
+
+/// What becomes of a node's own address in a service CIDR, in words.
+pub fn spared(address: IpAddr, cidr: IpNet) -> String {
+    format!(
+        "service CIDR {cidr} contains {address}, this node's own address: packets to it stay the node's, and no Service can have \
+         it; give serviceCIDRs without it"
+    )
 }
 
 /// Addresses of all uplinks.

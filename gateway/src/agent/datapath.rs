@@ -1,6 +1,10 @@
 //! The kernel room as the agent uses it, or nothing with `datapath.mode: off`.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::Result;
 use ipnet::IpNet;
@@ -38,6 +42,11 @@ impl Datapath {
     /// Replaces the claimed prefixes.
     pub fn set_claims(&self, cidrs: &[IpNet]) -> Result<(), KernelError> {
         self.0.as_ref().map_or(Ok(()), |kernel| kernel.set_claims(cidrs))
+    }
+
+    /// Addresses of this node's own in a service CIDR, with that CIDR.
+    pub fn spared(&self) -> Vec<(IpAddr, IpNet)> {
+        self.0.as_ref().map(Kernel::spared).unwrap_or_default()
     }
 
     /// Attaches: from now on packets are served.

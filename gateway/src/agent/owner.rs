@@ -118,6 +118,9 @@ impl Owner {
         }
         owner.resolver.synced();
         tokio::task::block_in_place(|| owner.datapath.attach())?;
+        for spared in owner.state.spared() {
+            tracing::warn!("{spared}");
+        }
         // Lists and plans were several times what is kept.
         super::memory::give_back();
         owner.state.ready.store(true, Ordering::Release);

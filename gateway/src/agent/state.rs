@@ -241,7 +241,13 @@ impl Agent for State {
             problems: self.held(|held| {
                 let plans = held.plans.values().flat_map(|plan| &plan.problems);
                 let dns = held.cluster_dns.iter().filter(|dns| !dns.servers.is_empty()).flat_map(|dns| &dns.problems);
-                held.config.iter().chain(dns).cloned().chain(plans.map(ToString::to_string)).collect()
+                held.config
+                    .iter()
+                    .chain(dns)
+                    .cloned()
+                    .chain(plans.map(ToString::to_string))
+                    .chain(self.spared())
+                    .collect()
             }),
             counters: self.counters(),
         }
@@ -302,6 +308,12 @@ impl Agent for State {
 }
 
 impl State {
+    /// The node's own addresses in service CIDRs, in words.
+    pub(super) fn spared(&self) -> Vec<String> {
+        let spared = self.datapath.get().map(|datapath| datapath.spared()).unwrap_or_default();
+        spared.into_iter().map(|(addr, cidr)| node::spared(addr, cidr)).collect()
+    }
+
     fn counters(&self) -> Counters {
         self.datapath.get().map(|datapath| datapath.counters()).unwrap_or_default()
     }

@@ -76,12 +76,33 @@ pub(super) fn run(path: Option<&Path>) -> bool {
         interfaces(&mut report, config.as_ref());
     }
     if let Some(config) = &config {
+        cidrs(&mut report, config);
         pin(&mut report, config);
         source(&mut report, config);
         names(&mut report, config);
         ports(&mut report, config);
     }
     !report.failed
+}
+
+/// Service CIDRs beside this node's own networks.
+fn cidrs(report: &mut Report, config: &Config) {
+    let vips = |interface: &str| ["kube-ipvs0", "nodelocaldns"].contains(&interface);
+    for (interface, net) in node::subnets().iter().filter(|(interface, _)| !vips(interface)) {
+        for cidr in &config.service_cidrs {
+            if cidr.contains(&net.addr()) {
+                report.warn("serviceCIDRs", &node::spared(net.addr(), *cidr));
+            } else if cidr.contains(&net.network()) || net.contains(&cidr.network()) {
+                let net = net.trunc();
+                report.warn(
+                    "serviceCIDRs",
+                    &format!(
+                        "{cidr} overlaps {net} of `{interface}`: clients reach no machine of both through this node"
+                    ),
+                );
+            }
+        }
+    }
 }
 
 fn kernel(report: &mut Report) {

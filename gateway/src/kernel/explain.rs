@@ -131,9 +131,8 @@ impl State {
         if question.proto.as_deref() == Some("icmp") {
             return self.explain_echo(told, &config, from, to, views);
         }
-        let claims = &self.services.maps().claims;
-        if claims.get(&family::prefix(IpNet::from(to)))?.is_none() {
-            return Ok(told.end("passed", format!("{to} is in no service CIDR and no VIP: not the gateway's business")));
+        if let Some(why) = self.unclaimed(to)? {
+            return Ok(told.end("passed", why));
         }
         told.step(format!("{to} is the gateway's business: in a service CIDR, or a VIP"));
         let Some(view) = view else { return Ok(stranger(told, &config, from)) };
@@ -185,7 +184,7 @@ impl State {
         told.endpoints.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
         let lost = told.endpoints.iter().filter(|c| c.interface.is_none() && !c.resolved).count();
         if lost == told.endpoints.len() {
-            return Ok(told.end("dropped", "there is no route to its endpoints"));
+            return Ok(told.end("rejected", "there is no route to its endpoints: host unreachable"));
         }
         let tiers: Vec<String> = self
             .attachments()
@@ -200,6 +199,15 @@ impl State {
         Ok(told.end("forwarded", format!("to {which}, when it arrives on {}", tiers.join(" or "))))
     }
 
+    /// Why packets to that address are not the gateway's business; `None` when they are.
+    fn unclaimed(&self, to: IpAddr) -> Result<Option<String>, KernelError> {
+        Ok(match self.services.maps().claims.get(&family::prefix(IpNet::from(to)))? {
+            Some(claim) if claim.is_ours() => None,
+            Some(_) => Some(format!("{to} is this node's own address, though in a service CIDR: it stays the node's")),
+            None => Some(format!("{to} is in no service CIDR and no VIP: not the gateway's business")),
+        })
+    }
+
     /// An echo request of a client.
     fn explain_echo(
         &self,
@@ -209,8 +217,8 @@ impl State {
         to: IpAddr,
         views: &[String],
     ) -> Result<Explanation, KernelError> {
-        if self.services.maps().claims.get(&family::prefix(IpNet::from(to)))?.is_none() {
-            return Ok(told.end("passed", format!("{to} is in no service CIDR and no VIP: not the gateway's business")));
+        if let Some(why) = self.unclaimed(to)? {
+            return Ok(told.end("passed", why));
         }
         told.step(format!("{to} is the gateway's business: in a service CIDR, or a VIP"));
         let Some(view) = self.view_of(from)? else { return Ok(stranger(told, config, from)) };

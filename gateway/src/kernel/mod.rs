@@ -13,6 +13,7 @@
 
 mod answers;
 mod attach;
+mod claims;
 mod contents;
 mod error;
 mod explain;
@@ -235,6 +236,11 @@ impl Kernel {
     /// When the map is full or refuses.
     pub fn set_claims(&self, cidrs: &[IpNet]) -> Result<(), KernelError> {
         self.shared.state().set_claims(cidrs)
+    }
+
+    /// Addresses of this node's own that a service CIDR contains, with that CIDR: packets to them stay the node's.
+    pub fn spared(&self) -> Vec<(IpAddr, IpNet)> {
+        self.shared.state().spared()
     }
 
     /// The kernel's DNS answers.

@@ -13,12 +13,13 @@ use std::{
 use bytemuck::Zeroable as _;
 use gateway_common::{
     maglev,
-    maps::{Claim, Endpoint, PrefixKey, Service, ServiceKey, endpoint, nexthop, service},
+    maps::{Endpoint, Service, ServiceKey, endpoint, nexthop, service},
 };
 use ipnet::IpNet;
 
 use super::{
     KernelError,
+    claims::{Claims, Tries},
     family::{self, Pair},
     hops::{Hops, Way},
     info::{BackendInfo, ServiceInfo},
@@ -73,7 +74,7 @@ pub(super) struct Maps {
     pub(super) services: Pair<ServiceKey<[u8; 4]>, ServiceKey<[u8; 16]>, Service>,
     pub(super) maglev: Table<u32, u32>,
     pub(super) endpoints: Table<u32, Endpoint>,
-    pub(super) claims: Pair<PrefixKey<[u8; 4]>, PrefixKey<[u8; 16]>, Claim>,
+    pub(super) claims: Tries,
 }
 
 /// Everything that `apply` keeps.
@@ -89,8 +90,7 @@ pub(super) struct Services {
     slots: Slots,
     values: HashMap<u32, Endpoint>,
     by_address: HashMap<IpAddr, HashSet<u32>>,
-    cidrs: Vec<IpNet>,
-    claimed: HashSet<IpNet>,
+    claims: Claims,
     next_id: u32,
     /// What an earlier agent had, until the first plan has taken of it what it needs.
     inherited_ids: HashMap<Key, u32>,
@@ -113,6 +113,7 @@ impl Services {
     /// Nothing installed; arrays of these capacities.
     pub(super) fn new(maps: Maps, endpoints: u32, slots: u32) -> Self {
         Self {
+            claims: Claims::new(maps.claims.clone()),
             maps,
             installed: BTreeMap::new(),
             owners: HashMap::new(),
@@ -121,8 +122,6 @@ impl Services {
             slots: Slots::new(slots),
             values: HashMap::new(),
             by_address: HashMap::new(),
-            cidrs: Vec::new(),
-            claimed: HashSet::new(),
             next_id: 0,
             inherited_ids: HashMap::new(),
             inherited: HashMap::new(),
@@ -475,50 +474,24 @@ impl Services {
                 let views = wants.iter().fold(0, |all, (_, want)| all | want.views);
                 let endpoints = wants.iter().fold(0u32, |all, (_, want)| all.saturating_add(want.endpoints));
                 self.maps.services.put(&key, &Service { views, endpoints, ..Service::zeroed() })?;
-                if !self.cidrs.iter().any(|c| c.contains(&vip)) {
-                    self.claim(vip.into())?;
-                }
+                self.claims.set_vip(vip, true)?;
             }
             None => {
-                if !self.cidrs.contains(&vip.into()) {
-                    self.unclaim(vip.into())?;
-                }
+                self.claims.set_vip(vip, false)?;
                 self.maps.services.remove(&key)?;
             }
         }
         Ok(())
     }
 
-    /// The service CIDRs, whole.
-    pub(super) fn set_claims(&mut self, cidrs: &[IpNet]) -> Result<(), KernelError> {
-        self.cidrs = cidrs.iter().map(IpNet::trunc).collect();
-        let mut wanted: HashSet<IpNet> = self.cidrs.iter().copied().collect();
-        wanted.extend(self.vips.keys().filter(|v| !self.cidrs.iter().any(|c| c.contains(*v))).map(|v| IpNet::from(*v)));
-        for net in &wanted {
-            self.claim(*net)?;
-        }
-        let gone: Vec<IpNet> = self.claimed.difference(&wanted).copied().collect();
-        for net in gone {
-            self.unclaim(net)?;
-        }
-        Ok(())
+    /// What is claimed.
+    pub(super) const fn claims(&mut self) -> &mut Claims {
+        &mut self.claims
     }
 
-    fn claim(&mut self, net: IpNet) -> Result<(), KernelError> {
-        if self.claimed.insert(net)
-            && let Err(error) = self.maps.claims.put(&family::prefix(net), &Claim { kind: 1 })
-        {
-            self.claimed.remove(&net);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn unclaim(&mut self, net: IpNet) -> Result<(), KernelError> {
-        if self.claimed.remove(&net) {
-            self.maps.claims.remove(&family::prefix(net))?;
-        }
-        Ok(())
+    /// Addresses of the node's own that a service CIDR contains, with that CIDR.
+    pub(super) fn spared(&self) -> Vec<(IpAddr, IpNet)> {
+        self.claims.spared()
     }
 
     pub(super) const fn maps(&self) -> &Maps {

@@ -88,7 +88,7 @@ impl Shared {
         };
         let mut services = Services::new(maps, sizes.endpoints, sizes.maglev);
         services.inherit(&heritage);
-        services.set_claims(&settings.claims)?;
+        services.claims().set_cidrs(&settings.claims)?;
         let nexthops = Table::open(&ebpf, "NEXTHOPS")?;
         let mut hops = Hops::new(netlink, nexthops, sizes.nexthops)
             .map_err(|source| KernelError::Netlink { what: "the list of interfaces".into(), source })?;
@@ -230,6 +230,12 @@ fn next_hops(source: std::io::Error) -> KernelError {
     KernelError::Netlink { what: "routes and neighbours".into(), source }
 }
 
+/// Every address of the node's own, on whatever interface.
+fn own_addresses(netlink: &mut Netlink) -> Result<impl Iterator<Item = IpAddr>, KernelError> {
+    let all = netlink.addresses().map_err(|source| KernelError::Netlink { what: "the addresses".into(), source })?;
+    Ok(all.into_iter().map(|(_, addr)| addr))
+}
+
 impl State {
     fn jiffies(&mut self) -> Result<u64, KernelError> {
         load::jiffies(&mut self.ebpf, &self.clock).map_err(|source| KernelError::Map { map: "CLOCK", source })
@@ -242,7 +248,12 @@ impl State {
     }
 
     pub(super) fn set_claims(&mut self, cidrs: &[IpNet]) -> Result<(), KernelError> {
-        self.services.set_claims(cidrs)
+        self.services.claims().set_cidrs(cidrs)
+    }
+
+    /// Addresses of the node's own in a service CIDR, with that CIDR.
+    pub(super) fn spared(&self) -> Vec<(IpAddr, IpNet)> {
+        self.services.spared()
     }
 
     pub(super) fn services(&self) -> Vec<ServiceInfo> {
@@ -271,6 +282,9 @@ impl State {
 
     /// Attaches all that has to be there, or nothing.
     pub(super) fn attach(&mut self) -> Result<(), KernelError> {
+        // With the VIPs known: kube-proxy's IPVS mode makes each of them an address of the node's own.
+        let own = own_addresses(self.hops.netlink())?;
+        self.services.claims().set_own(own)?;
         // Before the programs: an agent that is killed in between leaves maps in which its successor finds every flow's endpoint.
         if let Some(pins) = &self.pins {
             pins.pin_maps(&self.ebpf)?;
@@ -410,8 +424,14 @@ impl State {
         Ok(())
     }
 
-    /// Addresses of the uplinks changed: `CONFIG` follows.
+    /// Addresses of this node changed: claims and `CONFIG` follow.
     pub(super) fn refresh_config(&mut self) -> Result<(), KernelError> {
+        let before = self.services.spared();
+        let all = own_addresses(self.hops.netlink())?;
+        self.services.claims().set_own(all)?;
+        for (addr, cidr) in self.services.spared().iter().filter(|spared| !before.contains(spared)) {
+            tracing::info!(%addr, %cidr, "a service CIDR contains an address that is the node's own now: it stays the node's");
+        }
         let own = load::uplink_addresses(&self.uplinks, self.hops.netlink())?;
         if own == self.own {
             return Ok(());

@@ -167,13 +167,14 @@ fn report(result: Result<(), KernelError>) {
 
 fn take_in(shared: &Shared, events: Vec<Event>, pending: &mut Pending) {
     let mut state = shared.state();
+    // Once for all of them: a kube-proxy in IPVS mode gives the node thousands of addresses.
+    if events.iter().any(|event| matches!(event, Event::Address(_))) {
+        report(state.refresh_config());
+    }
     for event in events {
         match event {
             Event::Route(prefix) => pending.add(Some(prefix)),
-            Event::Address(_) => {
-                pending.add(None);
-                report(state.refresh_config());
-            }
+            Event::Address(_) => pending.add(None),
             Event::Lost => {
                 pending.add(None);
                 report(state.resync());

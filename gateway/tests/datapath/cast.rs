@@ -30,6 +30,8 @@ pub struct Cast {
     pub web: IpAddr,
     /// An address of the service CIDR that is no VIP.
     pub unused: IpAddr,
+    /// An address of the service CIDR that is the node's own.
+    pub spared: IpAddr,
     /// No Service address.
     pub away: IpAddr,
     pub pod: IpAddr,
@@ -55,6 +57,7 @@ pub const V4: Cast = Cast {
     second: v4(10, 90, 2, 101),
     web: v4(10, 1, 0, 7),
     unused: v4(10, 1, 9, 9),
+    spared: v4(10, 1, 9, 10),
     away: v4(192, 0, 2, 1),
     pod: v4(10, 2, 1, 10),
     pod2: v4(10, 2, 2, 20),
@@ -70,6 +73,7 @@ pub const V6: Cast = Cast {
     second: v6(0xfd90, 0, 2, 101),
     web: v6(0xfd01, 0, 0, 7),
     unused: v6(0xfd01, 0, 0, 99),
+    spared: v6(0xfd01, 0, 0, 98),
     away: v6(0x2001, 0xdb8, 0, 1),
     pod: v6(0xfd02, 0, 1, 10),
     pod2: v6(0xfd02, 0, 2, 20),

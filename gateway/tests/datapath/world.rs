@@ -193,8 +193,14 @@ impl World {
 
     fn populate(&mut self) {
         self.set_config(Self::config());
-        self.prefix("CLAIMS4", [10, 1, 0, 0], 16, bytes::<_, 4>(Claim { kind: 1 }));
-        self.prefix("CLAIMS6", first(0xfd01, 0), 64, bytes::<_, 4>(Claim { kind: 1 }));
+        self.prefix("CLAIMS4", [10, 1, 0, 0], 16, bytes::<_, 4>(Claim::OURS));
+        self.prefix("CLAIMS6", first(0xfd01, 0), 64, bytes::<_, 4>(Claim::OURS));
+        for cast in [crate::cast::V4, crate::cast::V6] {
+            match cast.spared {
+                IpAddr::V4(addr) => self.prefix("CLAIMS4", addr.octets(), 32, bytes::<_, 4>(Claim::SPARED)),
+                IpAddr::V6(addr) => self.prefix("CLAIMS6", addr.octets(), 128, bytes::<_, 4>(Claim::SPARED)),
+            }
+        }
         for (id, net) in [(0, 1), (1, 3)] {
             let view = View { id, flags: 0 };
             self.prefix("VIEWS4", [10, 90, net as u8, 0], 24, bytes::<_, 8>(view));

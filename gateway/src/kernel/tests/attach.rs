@@ -1,7 +1,7 @@
 //! Promises about what is attached, and that nothing stays.
 
 use gateway_common::maps::Vlan;
-use std::{os::unix::fs::MetadataExt as _, sync::Arc};
+use std::{os::unix::fs::MetadataExt as _, process::Command, sync::Arc};
 
 use super::{
     Row, endpoint, name,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kernel::{
-        Attachment, Kernel, KernelError, Mode,
+        Attachment, Kernel, KernelError, Mode, Settings,
         attach::{Around, Role},
         netlink::{Kind, Link},
         state::State,
@@ -272,5 +272,40 @@ fn an_uplink_that_vanishes_and_returns_is_attached_again() {
     eventually("the uplink is gone", || kernel.attachments().is_empty());
     row.node.veth("up0", "10.90.1.1/24", &row.client, "eth0", "10.90.1.100/24");
     eventually("the uplink is back", || kernel.attachments().iter().any(|a| a.interface == "up0"));
+    drop_inside(kernel, &row);
+}
+
+/// A service CIDR with the node's own addresses in it must not cut it off: they stay the node's, whenever they come, but for those that
+/// are a Service's, as kube-proxy's IPVS mode has them.
+#[test]
+fn the_nodes_own_addresses_in_a_service_cidr_stay_its_own() {
+    if skip() {
+        return;
+    }
+    let row = Row::new();
+    let cidr: ipnet::IpNet = "10.90.0.0/16".parse().unwrap();
+    let kernel = Arc::new(row.load(Settings { claims: vec![cidr], ..settings(Mode::Tc) }).unwrap());
+    kernel.apply(&name("ipvs"), Some(&plan("10.90.3.200", 80, Protocol::Tcp, &[]))).unwrap();
+    row.node.ip("addr add 10.90.3.200/32 dev down0");
+    attached(&kernel, &row).unwrap();
+    let own = |list: &[&str]| -> Vec<_> { list.iter().map(|addr| (addr.parse().unwrap(), cidr)).collect() };
+    assert_eq!(kernel.spared(), own(&["10.90.1.1", "10.90.3.1"]));
+    let heard = |to: &'static str| {
+        row.client.run(move || Command::new("ping").args(["-c1", "-W2", to]).output().unwrap().status.success())
+    };
+    assert!(heard("10.90.1.1") && heard("10.90.3.1"), "the node is cut off from its clients");
+    assert!(!heard("10.90.3.2"), "what is nobody's there is refused");
+
+    row.node.ip("addr add 10.90.1.9/24 dev up0");
+    eventually("a new address", || kernel.spared() == own(&["10.90.1.1", "10.90.1.9", "10.90.3.1"]));
+    assert!(heard("10.90.1.9"));
+    kernel.apply(&name("ipvs"), None).unwrap();
+    assert_eq!(kernel.spared(), own(&["10.90.1.1", "10.90.1.9", "10.90.3.1", "10.90.3.200"]));
+    row.node.ip("addr del 10.90.1.9/24 dev up0");
+    row.node.ip("addr del 10.90.3.200/32 dev down0");
+    eventually("addresses that are gone", || kernel.spared() == own(&["10.90.1.1", "10.90.3.1"]));
+    kernel.set_claims(&["10.1.0.0/16".parse().unwrap()]).unwrap();
+    assert_eq!(kernel.spared(), []);
+    assert!(heard("10.90.1.1"));
     drop_inside(kernel, &row);
 }

@@ -106,6 +106,16 @@ fn refused(cast: &Cast) -> Vec<Row> {
         Row::new("no endpoint, UDP", udp(web(10, port::EMPTY), b"hello?"), unreachable("no_endpoint")),
         Row::new("unknown port", tcp(web(11, 9999), SYN, b""), unreachable("unknown_port")),
         Row::new("the other protocol's port", udp(web(11, port::HTTP), b""), unreachable("unknown_port")),
+        Row::new(
+            "the node's own ssh, at an address in the service CIDR",
+            tcp(Ends::new(c.client, 12, c.spared, 22), SYN, b""),
+            pass(&[("not_ours", 1)]),
+        ),
+        Row::new(
+            "a stranger at that address",
+            tcp(Ends::new(c.stranger, 12, c.spared, 22), SYN, b""),
+            pass(&[("not_ours", 1)]),
+        ),
         Row::new("unused address", udp(Ends::new(c.client, 12, c.unused, 53), b"?"), nobody()),
         Row::new("unused address, the node's ssh", tcp(Ends::new(c.client, 12, c.unused, 22), SYN, b""), nobody()),
         Row::new("a guest, at what it may not see", guest(port::HTTP), prohibited()),
@@ -211,7 +221,11 @@ fn ways(cast: &Cast) -> Vec<Row> {
         .xdp(later("next_hop_tc")),
         Row::new("next hop without a link layer", tcp(web(41, port::BARE), SYN, b""), sent(NEW, to_pod))
             .xdp(later("next_hop_tc")),
-        Row::new("no route", tcp(web(42, port::NO_ROUTE), SYN, b""), dropped(&[("flow_created", 1), ("no_route", 1)])),
+        Row::new(
+            "no route",
+            tcp(web(42, port::NO_ROUTE), SYN, b""),
+            sent(&[("flow_created", 1), ("no_route", 1)], told(HOST_UNREACHABLE)),
+        ),
         Row::new(
             "just as long as the way out allows",
             tcp(web(43, port::NARROW), ACK, &vec![1; narrow - 20]),

@@ -4,8 +4,8 @@ use gateway_common::maps::config;
 
 use super::{
     Case, Row,
-    checks::{TIME_EXCEEDED, Told, expect, from_local, to_client, told, too_big},
-    dropped, on, pass, sent,
+    checks::{HOST_UNREACHABLE, TIME_EXCEEDED, Told, expect, from_local, to_client, told, too_big},
+    on, pass, sent,
 };
 use crate::{
     cast::{Cast, hop, narrow_mtu, port},
@@ -108,7 +108,7 @@ pub fn rows(cast: &Cast) -> Vec<Row> {
                 world.set_client_hop(c.client, hop::UNUSABLE);
                 udp(over_udp(world), b"")
             },
-            dropped(&[("no_route", 1)]),
+            sent(&[("no_route", 1)], told(HOST_UNREACHABLE)),
         )
         .at(Role::Cluster),
         Row::made(
