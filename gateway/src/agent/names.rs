@@ -69,3 +69,62 @@ pub(super) fn tell(state: &State, found: Option<DnsServers>) {
         tracing::info!("no longer: {problem}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::{Event, ObjectName, Objects};
+
+    fn names(dns: &str) -> Names {
+        let text = format!(
+            "clients: [{{name: a, cidrs: [10.90.0.0/16]}}]\nsource: {{manifests: m}}\nserviceCIDRs: [10.1.0.0/16]\n\
+             dns: {{listen: [192.0.2.1], {dns}}}\n"
+        );
+        Names::new(&Config::parse(&text, Path::new("gateway.yaml")).expect("a config"))
+    }
+
+    fn service(namespace: &str, name: &str, ip: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{clusterIP: {ip}, ports: [{{name: dns, \
+             port: 53, protocol: UDP}}]}}\n---\n"
+        )
+    }
+
+    #[test]
+    fn only_what_it_follows_from_concerns_it() {
+        let yaml = service("kube-system", "kube-dns", "10.1.0.10")
+            + &service("dns", "own", "10.1.0.11")
+            + &service("shop", "web", "10.1.0.12");
+        let (objects, _): (Objects, _) = crate::source::parse(&yaml).expect("objects");
+        let mut cluster = Cluster::default();
+        cluster.apply([Event::Snapshot(Box::new(objects))]);
+        let config = Config::parse(
+            "clients: [{name: a, cidrs: [10.90.0.0/16]}]\nsource: {manifests: m}\nserviceCIDRs: [10.1.0.0/16]\n",
+            Path::new("gateway.yaml"),
+        );
+        let plan = config.expect("a config").plan_config(&[]);
+        let dirty = |name: &str| {
+            let (namespace, name) = name.split_once('/').expect("two parts");
+            Dirty { services: [ObjectName::new(namespace, name)].into(), ..Dirty::default() }
+        };
+        let concerned = |dns: &str, found_before: bool| {
+            let names = names(dns);
+            let found = names.find(&cluster, &[], &plan).filter(|_| found_before);
+            let all = ["kube-system/kube-dns", "dns/own", "shop/web"];
+            all.map(|name| names.concern(&cluster, &dirty(name), found.as_ref()))
+        };
+        assert_eq!(concerned("pods: disabled", true), [false; 3], "nobody asks");
+        assert_eq!(concerned("forward: [{zone: a, to: [cluster]}]", true), [true, false, false]);
+        assert_eq!(concerned("upstreams: [10.1.0.11, 9.9.9.9]", true), [false, true, false]);
+        // A Service that comes to own the address.
+        let came = names("upstreams: [10.1.0.12]");
+        let none = DnsServers::default();
+        assert!(came.concern(&cluster, &dirty("shop/web"), Some(&none)));
+        assert!(!came.concern(&cluster, &dirty("dns/own"), Some(&none)));
+        let cidrs = Dirty { cidrs: true, ..Dirty::default() };
+        assert!(came.concern(&cluster, &cidrs, Some(&none)));
+        assert!(!names("forward: [{zone: a, to: [cluster]}]").concern(&cluster, &cidrs, Some(&none)));
+    }
+}

@@ -126,8 +126,10 @@ pub fn learn(ask: &Ask, message: &Message, config: &CacheConfig, own: &Name) -> 
             RData::SOA(soa) => Some(ttl_of(record).min(soa.minimum)),
             _ => None,
         });
-        // Without SOA nobody says for how long it holds (RFC 2308 section 5).
-        learnt.ttl = soa.unwrap_or(0).min(config.negative_ttl).min(config.max_ttl);
+        // Without SOA nobody says for how long it holds (RFC 2308 section 5), unless it was said and is left out.
+        let left_out = message.answers.iter().any(|record| is_of(record, own));
+        learnt.ttl =
+            soa.unwrap_or(if left_out { config.negative_ttl } else { 0 }).min(config.negative_ttl).min(config.max_ttl);
         let kept = message.authorities.iter().filter(|record| dnssec_ok || record.record_type() == RecordType::SOA);
         learnt.authorities = convert(kept, learnt.ttl)?;
     }
@@ -221,11 +223,13 @@ fn belonging<'m>(message: &'m Message, own: &Name) -> Vec<&'m HickoryRecord> {
     let above = |record: &HickoryRecord| {
         [DNAME, RRSIG].contains(&u16::from(record.record_type())) && names.iter().any(|name| record.name.zone_of(name))
     };
-    let of_own = |record: &HickoryRecord| {
-        own.zone_of(&record.name) || matches!(&record.data, RData::PTR(target) if own.zone_of(&target.0))
-    };
-    let about = |record: &&HickoryRecord| (names.contains(&&record.name) || above(record)) && !of_own(record);
+    let about = |record: &&HickoryRecord| (names.contains(&&record.name) || above(record)) && !is_of(record, own);
     message.answers.iter().filter(about).collect()
+}
+
+/// A record of one of the names in `own`, or a reverse name that points there.
+fn is_of(record: &HickoryRecord, own: &Name) -> bool {
+    own.zone_of(&record.name) || matches!(&record.data, RData::PTR(target) if own.zone_of(&target.0))
 }
 
 /// A TTL with its highest bit set counts as zero (RFC 2181 section 8).
@@ -381,6 +385,13 @@ mod tests {
         }
         let learnt = learn(&ask("5.1.244.10.in-addr.arpa", 12), &message, &CONFIG, &own()).expect("learnt");
         assert_eq!(learnt.answers.iter().map(|rr| name::to_text(&rr.rdata)).collect::<Vec<_>>(), ["five.example"]);
+        message.answers.truncate(1);
+        let learnt = learn(&ask("5.1.244.10.in-addr.arpa", 12), &message, &CONFIG, &own()).expect("learnt");
+        assert_eq!(
+            (learnt.rcode, learnt.answers.len(), learnt.ttl),
+            (0, 0, CONFIG.negative_ttl),
+            "nobody asks for it each time"
+        );
     }
 
     #[test]

@@ -124,3 +124,30 @@ fn check_says_what_is_wrong_with_the_config() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.starts_with("fail  config: ") && text.contains("clients: is required"), "{text}");
 }
+
+#[test]
+fn check_says_what_the_clusters_dns_is_and_which_rule_has_no_effect() {
+    let place = Place::new();
+    let said = |dns: &str| {
+        let config = place.config(&place.least().replace("dns: {", &format!("dns: {{{dns}, ")));
+        let output = finish(gateway(&["check", "--config"]).arg(config));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let table = [
+        (
+            "forward: [{zone: a, to: [cluster]}]",
+            "ok    dns.forward: `cluster` is the endpoints of Service kube-system/kube-dns",
+        ),
+        ("upstreams: [10.1.0.10]", "ok    dns.upstreams: `cluster` in dns.forward is 10.1.0.10:53"),
+        ("upstreams: [10.1.0.10], forward: [{zone: .}]", "warn  dns.upstreams: nobody asks them"),
+        (
+            "forward: [{zone: a.cluster.local, to: [cluster]}]",
+            "warn  dns.forward[0].zone: `a.cluster.local` is in the cluster's zone",
+        ),
+    ];
+    for (dns, expected) in table {
+        let said = said(dns);
+        assert!(said.lines().any(|line| line.starts_with(expected)), "{dns}:\n{said}");
+    }
+}
