@@ -4,32 +4,39 @@
 
 mod cluster;
 mod here;
+mod names;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
-pub use cluster::Cluster;
-pub use here::{Here, Identity};
 use ipnet::IpNet;
 
-/// Namespace and name of an object.
+pub use self::{
+    cluster::Cluster,
+    here::{Here, Identity},
+    text::shared,
+};
+
+/// Namespace and name of an object. Clones are cheap: both texts are shared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ObjectName {
     /// From its two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        Self { namespace: shared(namespace.as_ref()), name: shared(name.as_ref()) }
     }
 }
 
@@ -83,7 +90,7 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Name; empty when the Service has one unnamed port.
-    pub name: String,
+    pub name: Arc<str>,
     /// Port on the VIP.
     pub port: u16,
     /// Protocol.
@@ -142,18 +149,27 @@ impl Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlicePort {
     /// Name; matches [`ServicePort::name`].
-    pub name: String,
+    pub name: Arc<str>,
     /// Port; `None` means all ports (not served).
     pub port: Option<u16>,
     /// Protocol.
     pub protocol: Protocol,
 }
 
-/// An endpoint of a slice: one entry with all its addresses' conditions (Kubernetes uses the first address).
+/// Whom an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// `hints.forZones[].name`.
+    pub zones: Vec<String>,
+    /// `hints.forNodes[].name`.
+    pub nodes: Vec<String>,
+}
+
+/// An endpoint of a slice. Large clusters have hundreds of thousands: what most do not have takes no more than a pointer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceEndpoint {
-    /// Addresses; the first is used.
-    pub addresses: Vec<IpAddr>,
+    /// Its address: the first of its entry, which is the one that Kubernetes uses.
+    pub address: IpAddr,
     /// `conditions.ready`; nil counts as true.
     pub ready: bool,
     /// `conditions.serving`; nil counts as `ready`.
@@ -161,15 +177,11 @@ pub struct SliceEndpoint {
     /// `conditions.terminating`; nil counts as false.
     pub terminating: bool,
     /// `hostname`.
-    pub hostname: Option<String>,
+    pub hostname: Option<Box<str>>,
     /// `nodeName`.
-    pub node: Option<String>,
-    /// `zone`.
-    pub zone: Option<String>,
-    /// `hints.forZones[].name`.
-    pub hint_zones: Vec<String>,
-    /// `hints.forNodes[].name`.
-    pub hint_nodes: Vec<String>,
+    pub node: Option<Arc<str>>,
+    /// `hints`, when there are any.
+    pub hints: Option<Box<Hints>>,
 }
 
 /// An EndpointSlice (or an Endpoints object turned into one).
@@ -178,7 +190,7 @@ pub struct Slice {
     /// Namespace and name of the slice.
     pub name: ObjectName,
     /// Name of its Service (label `kubernetes.io/service-name`), same namespace.
-    pub service: String,
+    pub service: Arc<str>,
     /// True when made from a `v1` Endpoints object: used only while the Service has no real slice.
     pub legacy: bool,
     /// Ports.

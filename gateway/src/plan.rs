@@ -9,12 +9,12 @@ mod records;
 mod tests;
 mod vips;
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 pub use self::{
     dns_servers::{DnsServers, dns_servers},
     problem::{Problem, Reason},
-    records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, zone_records},
+    records::{DNS_SCHEMA_TTL, DNS_SCHEMA_VERSION, host_label, reverse_name, zone_records},
 };
 use self::{
     endpoints::{Backends, Reach, usable},
@@ -32,8 +32,8 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// One VIP and port.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+/// One VIP and port. Clones share its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// The VIP.
     pub vip: IpAddr,
@@ -44,9 +44,10 @@ pub struct Frontend {
     /// Bit n: view n may see it.
     pub views: u64,
     /// Endpoints that new flows go to, sorted, without duplicates, of the VIP's family.
-    pub endpoints: Vec<Endpoint>,
-    /// Endpoints that keep the flows they have (terminating but serving, for TCP not ready, or too far for new ones), sorted.
-    pub draining: Vec<Endpoint>,
+    pub endpoints: Arc<[Endpoint]>,
+    /// Endpoints that keep the flows they have (terminating but serving, for TCP not ready, or too far for new ones), sorted; none of the
+    /// others is among them.
+    pub draining: Arc<[Endpoint]>,
     /// ClientIP affinity in seconds; 0: none.
     pub affinity: u32,
     /// The cluster DNS Service's port 53.
@@ -231,6 +232,7 @@ fn frontend(
         }
     }
     let affinity = service.affinity.unwrap_or(0);
+    let (endpoints, draining) = (endpoints.into(), draining.into());
     Frontend { vip, port: port.port, protocol: port.protocol, views, endpoints, draining, affinity, dns }
 }
 

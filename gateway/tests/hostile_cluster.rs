@@ -257,12 +257,11 @@ fn large(parts: u32) -> Objects {
         let template = parsed.slices.into_values().next().expect("a slice");
         for part in 0..parts {
             let mut slice = template.clone();
-            slice.name.name = format!("{service}-{part}");
+            slice.name = ObjectName::new("shop", format!("{service}-{part}"));
             slice.endpoints = (0..500)
                 .map(|number| {
                     let mut endpoint = template.endpoints[0].clone();
-                    endpoint.addresses =
-                        vec![std::net::Ipv4Addr::from_bits(0x0a80_0000 + part * 500 + number + 1).into()];
+                    endpoint.address = std::net::Ipv4Addr::from_bits(0x0a80_0000 + part * 500 + number + 1).into();
                     endpoint
                 })
                 .collect();
@@ -280,7 +279,7 @@ fn sound(plans: &BTreeMap<ObjectName, ServicePlan>) {
             assert!(frontend.port != 0 && plan.vips.contains(&frontend.vip), "{name}: {frontend:?}");
             assert!(frontend.vip != own, "{name}: the gateway's own address is a VIP");
             assert!(frontend.endpoints.is_sorted() && frontend.draining.is_sorted(), "{name}: {frontend:?}");
-            for endpoint in frontend.endpoints.iter().chain(&frontend.draining) {
+            for endpoint in frontend.endpoints.iter().chain(frontend.draining.iter()) {
                 let ip = endpoint.addr;
                 let reachable =
                     !(ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() || ip == IpAddr::from([255; 4]));

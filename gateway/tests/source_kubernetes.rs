@@ -78,7 +78,7 @@ impl Live {
     }
 
     fn services(&self) -> Vec<&str> {
-        self.cluster.objects.services.keys().map(|n| n.name.as_str()).collect()
+        self.cluster.objects.services.keys().map(|n| &*n.name).collect()
     }
 
     fn gone(&self) -> Vec<String> {

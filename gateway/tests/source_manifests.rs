@@ -170,7 +170,7 @@ async fn a_change_touches_only_what_it_is_about() {
     let mut live = Live::start(&[("all.yaml", service("a", 1) + &service("b", 2) + &service("c", 3))]).await;
     live.write("all.yaml", &(service("a", 1) + &service("b", 20)));
     let dirty = live.batch().await;
-    let touched: Vec<_> = dirty.services.iter().map(|n| n.name.as_str()).collect();
+    let touched: Vec<_> = dirty.services.iter().map(|n| &*n.name).collect();
     assert_eq!(touched, ["b", "c"]);
 }
 

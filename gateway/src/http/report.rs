@@ -177,14 +177,14 @@ impl Service {
             vip: frontend.vip,
             port: frontend.port,
             protocol: frontend.protocol,
-            endpoints: frontend.endpoints.clone(),
-            draining: frontend.draining.clone(),
+            endpoints: frontend.endpoints.to_vec(),
+            draining: frontend.draining.to_vec(),
             affinity: frontend.affinity,
             dns: frontend.dns,
         };
         Self {
-            namespace: name.namespace.clone(),
-            name: name.name.clone(),
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
             vips: plan.vips.clone(),
             views: views.iter().enumerate().filter_map(may).collect(),
             ports: plan.frontends.iter().map(port).collect(),

@@ -30,7 +30,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use super::{
     KernelError,
     family::Family,
-    services::Key,
+    ports::Key,
     table::{Cursor, Table, bpf},
 };
 use crate::{model::Protocol, plan};

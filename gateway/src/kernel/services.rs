@@ -4,7 +4,7 @@
 //! then the old slots are freed and gone endpoints lose their generation. A packet sees the old state or the new one.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::IpAddr,
     time::Instant,
@@ -23,17 +23,16 @@ use super::{
     family::{self, Pair},
     hops::{Hops, Way},
     info::{BackendInfo, ServiceInfo},
+    mirror::Mirror,
     pin::Heritage,
     places::{Indices, Range, Slots},
+    ports::{Installed, Key, Port, has, key},
     table::Table,
 };
 use crate::{
-    model::{ObjectName, Protocol},
+    model::ObjectName,
     plan::{self, Frontend, ServicePlan},
 };
-
-/// VIP, port and protocol.
-pub(super) type Key = (IpAddr, u16, Protocol);
 
 fn map_key((addr, port, protocol): Key) -> family::ServiceAt {
     family::service(addr, port, protocol.number())
@@ -41,23 +40,6 @@ fn map_key((addr, port, protocol): Key) -> family::ServiceAt {
 
 /// Table lengths to fall back to when `MAGLEV` has no room for the right one: less even, but it serves.
 const SMALLER_TABLES: [u32; 4] = [509, 127, 31, 7];
-
-/// A Service port as it stands in the maps.
-#[derive(Debug)]
-struct Port {
-    id: u32,
-    frontend: Frontend,
-    slots: Range,
-    endpoints: BTreeMap<plan::Endpoint, u32>,
-    value: Service,
-}
-
-/// A Service as it stands in the maps.
-#[derive(Debug, Default)]
-struct Installed {
-    vips: BTreeSet<IpAddr>,
-    ports: HashMap<Key, Port>,
-}
 
 /// What a Service wants of one of its VIPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +70,7 @@ pub(super) struct Services {
     vips: HashMap<IpAddr, Vec<(ObjectName, Want)>>,
     indices: Indices,
     slots: Slots,
-    values: HashMap<u32, Endpoint>,
-    by_address: HashMap<IpAddr, HashSet<u32>>,
+    mirror: Mirror,
     claims: Claims,
     next_id: u32,
     /// What an earlier agent had, until the first plan has taken of it what it needs.
@@ -120,8 +101,7 @@ impl Services {
             vips: HashMap::new(),
             indices: Indices::new(endpoints),
             slots: Slots::new(slots),
-            values: HashMap::new(),
-            by_address: HashMap::new(),
+            mirror: Mirror::default(),
             next_id: 0,
             inherited_ids: HashMap::new(),
             inherited: HashMap::new(),
@@ -157,46 +137,46 @@ impl Services {
         plan: Option<&ServicePlan>,
     ) -> Result<(), KernelError> {
         let mut failed = None;
-        let mut before = self.installed.remove(name).unwrap_or_default();
-        let mut after = Installed::default();
-        for frontend in plan.map_or(&[][..], |p| &p.frontends) {
-            let key = (frontend.vip, frontend.port, frontend.protocol);
-            if after.ports.contains_key(&key) {
+        let before = self.installed.remove(name).unwrap_or_default();
+        let mut ports: HashMap<Key, Port> = before.ports.into_iter().map(|port| (port.key(), port)).collect();
+        let mut gone: HashSet<IpAddr> = before.vips.iter().copied().collect();
+        let frontends = plan.map_or(&[][..], |p| &p.frontends);
+        let (mut seen, mut after) = (HashSet::with_capacity(frontends.len()), Vec::with_capacity(frontends.len()));
+        for frontend in frontends {
+            let key = key(frontend);
+            if !seen.insert(key) {
                 continue;
             }
-            let old = before.ports.remove(&key);
-            match self.install(hops, name, key, frontend, old) {
-                Ok(port) => {
-                    after.ports.insert(key, port);
-                }
+            match self.install(hops, name, key, frontend, ports.remove(&key)) {
+                Ok(port) => after.push(port),
                 Err((error, old)) => {
-                    after.ports.extend(old.map(|p| (key, *p)));
+                    after.extend(old.map(|port| *port));
                     failed.get_or_insert(error);
                 }
             }
         }
         let views = plan.map_or(0, |p| p.views);
-        for vip in plan.map_or(&[][..], |p| &p.vips) {
-            before.vips.remove(vip);
-            after.vips.insert(*vip);
+        let vips = plan.map_or(&[][..], |p| &p.vips);
+        for vip in vips {
+            gone.remove(vip);
             let frontends = plan.map_or(&[][..], |p| &p.frontends).iter().filter(|f| f.vip == *vip);
             let endpoints = u32::try_from(frontends.map(|f| f.endpoints.len()).sum::<usize>()).unwrap_or(u32::MAX);
             if let Err(error) = self.want_vip(name, *vip, Want { views, endpoints }) {
                 failed.get_or_insert(error);
             }
         }
-        for (key, port) in before.ports {
-            if let Err(error) = self.uninstall(hops, name, key, port) {
+        for (_, port) in ports {
+            if let Err(error) = self.uninstall(hops, name, port) {
                 failed.get_or_insert(error);
             }
         }
-        for vip in before.vips {
+        for vip in gone {
             if let Err(error) = self.drop_vip(name, vip) {
                 failed.get_or_insert(error);
             }
         }
-        if !after.vips.is_empty() || !after.ports.is_empty() {
-            self.installed.insert(name.clone(), after);
+        if !vips.is_empty() || !after.is_empty() {
+            self.installed.insert(name.clone(), Installed { vips: vips.into(), ports: after.into() });
         }
         failed.map_or(Ok(()), Err)
     }
@@ -221,7 +201,7 @@ impl Services {
         // What is new is tracked, so that a failure can take it back.
         let mut fresh = Vec::new();
         match self.prepare(hops, id, frontend, old.as_ref(), &mut fresh) {
-            Ok((endpoints, slots)) => {
+            Ok((indices, slots)) => {
                 let value = Service {
                     views: frontend.views,
                     id,
@@ -243,10 +223,10 @@ impl Services {
                     if !reused {
                         self.slots.give(Instant::now(), old.slots);
                     }
-                    let gone = old.endpoints.into_iter().filter(|(e, _)| !endpoints.contains_key(e));
+                    let gone = old.places().filter(|(e, _)| !has(frontend, e));
                     self.forget(hops, gone.map(|(e, index)| (e.addr, index)).collect());
                 }
-                Ok(Port { id, frontend: frontend.clone(), slots, endpoints, value })
+                Ok(Port { id, frontend: frontend.clone(), slots, indices, value })
             }
             Err(error) => {
                 self.forget(hops, fresh);
@@ -263,37 +243,34 @@ impl Services {
         frontend: &Frontend,
         old: Option<&Port>,
         fresh: &mut Vec<(IpAddr, u32)>,
-    ) -> Result<(BTreeMap<plan::Endpoint, u32>, Range), KernelError> {
+    ) -> Result<(Box<[u32]>, Range), KernelError> {
         let now = Instant::now();
-        let mut endpoints = BTreeMap::new();
-        for e in frontend.endpoints.iter().chain(&frontend.draining) {
-            if endpoints.contains_key(e) {
-                continue;
-            }
-            let index = match old.and_then(|p| p.endpoints.get(e)) {
-                Some(index) => *index,
+        let new = frontend.endpoints.len();
+        let mut indices = Vec::with_capacity(new + frontend.draining.len());
+        for e in frontend.endpoints.iter().chain(frontend.draining.iter()) {
+            let index = match old.and_then(|p| p.index(e)) {
+                Some(index) => index,
                 None => {
                     let index = self.place_endpoint(hops, id, e, now)?;
                     fresh.push((e.addr, index));
                     index
                 }
             };
-            self.set_draining(index, frontend.endpoints.binary_search(e).is_err())?;
-            endpoints.insert(*e, index);
+            self.set_draining(index, indices.len() >= new)?;
+            indices.push(index);
         }
         if let Some(old) = old
             && old.frontend.endpoints == frontend.endpoints
         {
-            return Ok((endpoints, old.slots));
+            return Ok((indices.into(), old.slots));
         }
-        let indices: Vec<u32> = frontend.endpoints.iter().filter_map(|e| endpoints.get(e).copied()).collect();
-        let slots = self.place_table(&frontend.endpoints, &indices, now)?;
-        Ok((endpoints, slots))
+        let slots = self.place_table(&frontend.endpoints, &indices[..new], now)?;
+        Ok((indices.into(), slots))
     }
 
     /// Whether an endpoint gets no new flows: a client's affinity must not bring it one.
     fn set_draining(&mut self, index: u32, draining: bool) -> Result<(), KernelError> {
-        let Some(value) = self.values.get_mut(&index) else { return Ok(()) };
+        let Some(value) = self.mirror.get_mut(index) else { return Ok(()) };
         let flags = if draining { value.flags | endpoint::DRAINING } else { value.flags & !endpoint::DRAINING };
         if flags != value.flags {
             value.flags = flags;
@@ -336,8 +313,7 @@ impl Services {
             hops.release_endpoint(e.addr);
             return Err(KernelError::map(self.maps.endpoints.name(), source));
         }
-        self.values.insert(index, value);
-        self.by_address.entry(e.addr).or_default().insert(index);
+        self.mirror.insert(index, e.addr, value);
         Ok(index)
     }
 
@@ -384,17 +360,21 @@ impl Services {
             return Err(error);
         }
         if !known {
+            // Nearly always there is one.
+            owners.reserve_exact(1);
             owners.push(name.clone());
         }
         Ok(())
     }
 
-    fn uninstall(&mut self, hops: &mut Hops, name: &ObjectName, key: Key, port: Port) -> Result<(), KernelError> {
+    fn uninstall(&mut self, hops: &mut Hops, name: &ObjectName, port: Port) -> Result<(), KernelError> {
+        let key = port.key();
         let mut result = Ok(());
         if let Some(owners) = self.owners.get_mut(&key) {
             let active = owners.last() == Some(name);
             owners.retain(|o| o != name);
-            let heir = owners.last().and_then(|o| self.installed.get(o)).and_then(|i| i.ports.get(&key));
+            let heir = owners.last().and_then(|o| self.installed.get(o));
+            let heir = heir.and_then(|i| i.ports.iter().find(|port| port.key() == key));
             if active {
                 result = match heir {
                     Some(heir) => self.maps.services.put(&map_key(key), &heir.value),
@@ -406,7 +386,7 @@ impl Services {
             }
         }
         self.slots.give(Instant::now(), port.slots);
-        self.forget(hops, port.endpoints.into_iter().map(|(e, index)| (e.addr, index)).collect());
+        self.forget(hops, port.places().map(|(e, index)| (e.addr, index)).collect());
         result
     }
 
@@ -415,19 +395,13 @@ impl Services {
         let now = Instant::now();
         for (addr, index) in gone {
             // Only the generation changes: a packet that has just read it may still read the rest.
-            let value = Endpoint { generation: 0, ..self.values.get(&index).copied().unwrap_or(Endpoint::zeroed()) };
+            let value = Endpoint { generation: 0, ..self.mirror.get(index).copied().unwrap_or(Endpoint::zeroed()) };
             if let Err(error) = self.maps.endpoints.put(&index, &value) {
                 // An array element always exists; the index is not reused, so nobody can mistake it.
                 tracing::error!(index, %addr, %error, "an endpoint that is gone cannot be taken out of the datapath");
                 continue;
             }
-            self.values.remove(&index);
-            if let Some(set) = self.by_address.get_mut(&addr) {
-                set.remove(&index);
-                if set.is_empty() {
-                    self.by_address.remove(&addr);
-                }
-            }
+            self.mirror.remove(index, addr);
             hops.release_endpoint(addr);
             self.indices.give(now, index);
         }
@@ -435,12 +409,12 @@ impl Services {
 
     /// The way to an address changed: its endpoints follow.
     pub(super) fn moved(&mut self, addr: IpAddr, way: Way) -> Result<(), KernelError> {
-        for index in self.by_address.get(&addr).into_iter().flatten() {
-            let Some(value) = self.values.get_mut(index) else { continue };
+        for index in self.mirror.of(addr).collect::<Vec<_>>() {
+            let Some(value) = self.mirror.get_mut(index) else { continue };
             point(value, way);
             self.maps
                 .endpoints
-                .put(index, value)
+                .put(&index, value)
                 .map_err(|source| KernelError::map(self.maps.endpoints.name(), source))?;
         }
         Ok(())
@@ -451,7 +425,10 @@ impl Services {
         match wants.iter_mut().find(|(n, _)| n == name) {
             Some((_, known)) if *known == want => return Ok(()),
             Some((_, known)) => *known = want,
-            None => wants.push((name.clone(), want)),
+            None => {
+                wants.reserve_exact(1);
+                wants.push((name.clone(), want));
+            }
         }
         self.write_vip(vip)
     }
@@ -503,7 +480,7 @@ impl Services {
         Totals {
             services: self.installed.len(),
             ports: self.installed.values().map(|i| i.ports.len()).sum(),
-            endpoints: self.values.len(),
+            endpoints: self.mirror.len(),
         }
     }
 
@@ -511,13 +488,15 @@ impl Services {
     pub(super) fn list(&self, hops: &Hops) -> Vec<ServiceInfo> {
         let mut list = Vec::new();
         for (name, installed) in &self.installed {
-            let mut ports: Vec<_> = installed.ports.iter().collect();
-            ports.sort_by_key(|(key, _)| **key);
+            let mut ports: Vec<_> = installed.ports.iter().map(|port| (port.key(), port)).collect();
+            ports.sort_by_key(|(key, _)| *key);
             for (key, port) in ports {
-                let active = self.owners.get(key).and_then(|o| o.last()) == Some(name);
+                let active = self.owners.get(&key).and_then(|o| o.last()) == Some(name);
+                let mut places: Vec<_> = port.places().collect();
+                places.sort_unstable();
                 list.push(ServiceInfo {
-                    namespace: name.namespace.clone(),
-                    name: name.name.clone(),
+                    namespace: name.namespace.to_string(),
+                    name: name.name.to_string(),
                     vip: key.0,
                     port: key.1,
                     protocol: key.2.name(),
@@ -527,7 +506,7 @@ impl Services {
                     dns: port.frontend.dns,
                     affinity: port.frontend.affinity,
                     slots: port.slots.len,
-                    endpoints: port.endpoints.iter().map(|(e, index)| self.backend(hops, port, e, *index)).collect(),
+                    endpoints: places.iter().map(|(e, index)| self.backend(hops, port, e, *index)).collect(),
                 });
             }
         }
@@ -544,7 +523,7 @@ impl Services {
             local: way.is_some_and(|w| w.local),
             interface: way.and_then(|w| hops.link(w.oif)).map(|l| l.name.clone()),
             resolved: hop.is_some_and(|h| h.flags & nexthop::RESOLVED != 0),
-            generation: self.values.get(&index).map_or(0, |v| v.generation),
+            generation: self.mirror.get(index).map_or(0, |v| v.generation),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The index over the objects, and what a batch of events touched.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
-use super::{Dirty, Event, Here, Identity, Node, ObjectName, Objects, Pod, Service, Slice};
+use super::{Dirty, Event, Here, Identity, Node, ObjectName, Objects, Pod, Service, Slice, names::Names};
 
 /// The objects, the slices of each Service, and the Services that claim each VIP.
 #[derive(Debug, Default)]
@@ -13,11 +13,11 @@ pub struct Cluster {
     /// The objects.
     pub objects: Objects,
     /// Slices by Service. Maintained by [`Cluster::apply`].
-    pub slices_of: HashMap<ObjectName, BTreeSet<ObjectName>>,
+    pub(super) slices_of: HashMap<ObjectName, Names>,
     /// Services by ClusterIP. More than one only while an address changes hands, or in wrong manifests.
-    claims: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    claims: HashMap<IpAddr, Names>,
     /// Services by external and load-balancer address. Several may share one, each with ports of its own.
-    outer: HashMap<IpAddr, BTreeSet<ObjectName>>,
+    outer: HashMap<IpAddr, Names>,
     /// How many nodes have an address.
     node_addresses: HashMap<IpAddr, usize>,
     identity: Identity,
@@ -27,12 +27,12 @@ pub struct Cluster {
 impl Slice {
     /// The Service it belongs to.
     pub fn service_name(&self) -> ObjectName {
-        ObjectName::new(self.name.namespace.clone(), self.service.clone())
+        ObjectName { namespace: self.name.namespace.clone(), name: self.service.clone() }
     }
 
     /// Whether any endpoint is meant for certain zones or nodes.
     fn has_hints(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| !endpoint.hint_zones.is_empty() || !endpoint.hint_nodes.is_empty())
+        self.endpoints.iter().any(|endpoint| endpoint.hints.is_some())
     }
 }
 

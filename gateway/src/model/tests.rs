@@ -8,7 +8,7 @@ fn service(name: &str, vip: Option<&str>) -> Service {
     Service {
         name: ObjectName::new("shop", name),
         kind: ServiceKind::ClusterIp(vip.map(|v| v.parse().unwrap()).into_iter().collect()),
-        ports: vec![ServicePort { name: String::new(), port: 80, protocol: Protocol::Tcp }],
+        ports: vec![ServicePort { name: shared(""), port: 80, protocol: Protocol::Tcp }],
         publish_not_ready: false,
         affinity: None,
         internal_local: false,
@@ -22,19 +22,17 @@ fn slice(name: &str, service: &str, addresses: &[u8], legacy: bool) -> Slice {
         name: ObjectName::new("shop", name),
         service: service.into(),
         legacy,
-        ports: vec![SlicePort { name: String::new(), port: Some(80), protocol: Protocol::Tcp }],
+        ports: vec![SlicePort { name: shared(""), port: Some(80), protocol: Protocol::Tcp }],
         endpoints: addresses
             .iter()
             .map(|last| SliceEndpoint {
-                addresses: vec![IpAddr::from([10, 42, 0, *last])],
+                address: IpAddr::from([10, 42, 0, *last]),
                 ready: true,
                 serving: true,
                 terminating: false,
                 hostname: None,
                 node: None,
-                zone: None,
-                hint_zones: vec![],
-                hint_nodes: vec![],
+                hints: None,
             })
             .collect(),
     }

@@ -35,10 +35,10 @@ enum Hint {
 }
 
 impl Hint {
-    fn of(wanted: &[String], own: Option<&String>) -> Self {
+    fn of(wanted: &[String], own: Option<&str>) -> Self {
         match own {
             _ if wanted.is_empty() => Self::Absent,
-            Some(own) if wanted.contains(own) => Self::Here,
+            Some(own) if wanted.iter().any(|name| name == own) => Self::Here,
             _ => Self::Elsewhere,
         }
     }
@@ -56,11 +56,12 @@ struct Candidate {
 
 impl Candidate {
     fn new(usage: Use, endpoint: &SliceEndpoint, here: &Here) -> Self {
+        let (nodes, zones) = endpoint.hints.as_ref().map_or(Default::default(), |hints| (&*hints.nodes, &*hints.zones));
         Self {
             usage,
-            local: here.node.is_some() && endpoint.node == here.node,
-            node: Hint::of(&endpoint.hint_nodes, here.node.as_ref()),
-            zone: Hint::of(&endpoint.hint_zones, here.zone.as_ref()),
+            local: here.node.is_some() && endpoint.node.as_deref() == here.node.as_deref(),
+            node: Hint::of(nodes, here.node.as_deref()),
+            zone: Hint::of(zones, here.zone.as_deref()),
         }
     }
 }
@@ -120,13 +121,7 @@ impl<'c> Backends<'c> {
             slice.ports.iter().filter_map(|port| Some((port, valid_port(slice, port.port, problems)?))).collect();
         for endpoint in &slice.endpoints {
             let Some(usage) = usage(endpoint, service) else { continue };
-            let Some(&addr) = endpoint.addresses.first() else {
-                problems.say(
-                    Reason::EndpointsLeftOut,
-                    format!("an endpoint of slice {} has no address and is left out", slice.name.name),
-                );
-                continue;
-            };
+            let addr = endpoint.address;
             if let Err((reason, why)) = reachable(addr, service, vips) {
                 problems.say(reason, format!("endpoint {addr} of slice {} is left out: {why}", slice.name.name));
                 continue;
@@ -150,7 +145,7 @@ impl<'c> Backends<'c> {
     /// The endpoints that new flows go to, and those that keep what they have; of the VIP's family, sorted. An endpoint that is too
     /// far for new flows keeps the old ones: a change of hints or policy ends no connection.
     pub(super) fn of_port(&self, port: &ServicePort, vip: IpAddr, reach: Reach) -> (Vec<Endpoint>, Vec<Endpoint>) {
-        let Some(all) = self.by_port.get(&(port.name.as_str(), port.protocol)) else { return Default::default() };
+        let Some(all) = self.by_port.get(&(&*port.name, port.protocol)) else { return Default::default() };
         let all: Vec<(Endpoint, Candidate)> = all
             .iter()
             .filter(|(e, _)| e.addr.is_ipv4() == vip.is_ipv4())

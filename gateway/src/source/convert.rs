@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use crate::model::{
-    Node, ObjectName, Pod, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort,
+    Hints, Node, ObjectName, Pod, Protocol, Service, ServiceKind, ServicePort, Slice, SliceEndpoint, SlicePort, shared,
 };
 
 /// The label of a slice that names its Service.
@@ -38,6 +38,13 @@ pub fn object_name(meta: &ObjectMeta) -> ObjectName {
     ObjectName::new(namespace, meta.name.as_deref().unwrap_or_default())
 }
 
+/// A list without room to grow: large clusters have tens of thousands of each, and all of them stay.
+fn exact<T>(things: impl Iterator<Item = T>) -> Vec<T> {
+    let mut list: Vec<T> = things.collect();
+    list.shrink_to_fit();
+    list
+}
+
 /// A Service; `None` when it has no usable name.
 pub fn service(object: core::Service, problems: &mut Vec<String>) -> Option<Service> {
     let name = object_name(&object.metadata);
@@ -48,8 +55,7 @@ pub fn service(object: core::Service, problems: &mut Vec<String>) -> Option<Serv
     }
     let spec = object.spec.unwrap_or_default();
     let kind = kind(&spec, &mut complaints);
-    let ports =
-        spec.ports.unwrap_or_default().into_iter().filter_map(|port| service_port(port, &mut complaints)).collect();
+    let ports = exact(spec.ports.unwrap_or_default().into_iter().filter_map(|p| service_port(p, &mut complaints)));
     let affinity = match spec.session_affinity.as_deref() {
         Some("ClientIP") => {
             let asked = spec.session_affinity_config.and_then(|c| c.client_ip).and_then(|c| c.timeout_seconds);
@@ -65,13 +71,14 @@ pub fn service(object: core::Service, problems: &mut Vec<String>) -> Option<Serv
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         affinity,
         internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-        external_ips: external_ips.iter().filter_map(|ip| vip("spec.externalIPs", ip, &mut complaints)).collect(),
-        load_balancer_ips: ingress
-            .iter()
-            // `Proxy`: the load balancer wants those packets itself.
-            .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
-            .filter_map(|i| vip("status.loadBalancer.ingress", i.ip.as_deref()?, &mut complaints))
-            .collect(),
+        external_ips: exact(external_ips.iter().filter_map(|ip| vip("spec.externalIPs", ip, &mut complaints))),
+        load_balancer_ips: exact(
+            ingress
+                .iter()
+                // `Proxy`: the load balancer wants those packets itself.
+                .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
+                .filter_map(|i| vip("status.loadBalancer.ingress", i.ip.as_deref()?, &mut complaints)),
+        ),
         name,
     })
 }
@@ -85,9 +92,8 @@ fn kind(spec: &core::ServiceSpec, complaints: &mut Complaints<'_>) -> ServiceKin
     if ips.iter().any(|ip| ip == "None") {
         return ServiceKind::Headless;
     }
-    ServiceKind::ClusterIp(
-        ips.iter().filter(|ip| !ip.is_empty()).filter_map(|ip| vip("spec.clusterIPs", ip, complaints)).collect(),
-    )
+    let ips = ips.iter().filter(|ip| !ip.is_empty());
+    ServiceKind::ClusterIp(exact(ips.filter_map(|ip| vip("spec.clusterIPs", ip, complaints))))
 }
 
 fn vip(field: &str, text: &str, complaints: &mut Complaints<'_>) -> Option<IpAddr> {
@@ -105,7 +111,7 @@ fn service_port(port: core::ServicePort, complaints: &mut Complaints<'_>) -> Opt
     let name = port.name.unwrap_or_default();
     let number = port_number(port.port, "spec.ports", complaints)?;
     let protocol = protocol(port.protocol.as_deref(), "spec.ports", complaints)?;
-    Some(ServicePort { name, port: number, protocol })
+    Some(ServicePort { name: shared(&name), port: number, protocol })
 }
 
 fn port_number(number: i32, field: &str, complaints: &mut Complaints<'_>) -> Option<u16> {
@@ -151,16 +157,10 @@ pub fn slice(object: discovery::EndpointSlice, problems: &mut Vec<String>) -> Op
         .unwrap_or_default()
         .into_iter()
         .filter_map(|p| slice_port(p.name, p.port, p.protocol.as_deref(), "ports", &mut complaints));
-    let ports = ports.collect();
-    let mut endpoints: Vec<_> = object
-        .endpoints
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|e| slice_endpoint(e, v4, &mut complaints))
-        .collect();
-    // Large clusters have hundreds of thousands, and each stays.
-    endpoints.shrink_to_fit();
-    Some(Slice { name, service, legacy: false, ports, endpoints })
+    let ports = exact(ports);
+    let endpoints = object.endpoints.unwrap_or_default().into_iter();
+    let endpoints = exact(endpoints.filter_map(|e| slice_endpoint(e, v4, &mut complaints)));
+    Some(Slice { name, service: shared(&service), legacy: false, ports, endpoints })
 }
 
 fn slice_port(
@@ -175,32 +175,31 @@ fn slice_port(
         None => None,
         Some(number) => Some(port_number(number, field, complaints)?),
     };
-    Some(SlicePort { name: name.unwrap_or_default(), port, protocol })
+    Some(SlicePort { name: shared(&name.unwrap_or_default()), port, protocol })
 }
 
 fn slice_endpoint(endpoint: discovery::Endpoint, v4: bool, complaints: &mut Complaints<'_>) -> Option<SliceEndpoint> {
-    let addresses =
-        endpoint.addresses.iter().filter_map(|text| address(text, Some(v4), complaints)).collect::<Vec<_>>();
-    if addresses.is_empty() {
-        // What is wrong with each address has been said; one without any has nothing to say but this.
-        if endpoint.addresses.is_empty() {
-            complaints.say("an endpoint has no address; it is left out");
-        }
-        return None;
+    // What is wrong with an address is said, also with those that nobody uses; one without any has nothing to say but this.
+    if endpoint.addresses.is_empty() {
+        complaints.say("an endpoint has no address; it is left out");
     }
+    let usable = endpoint.addresses.iter().filter_map(|text| address(text, Some(v4), complaints));
+    let address = usable.reduce(|first, _| first)?;
     let conditions = endpoint.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
     let hints = endpoint.hints.unwrap_or_default();
+    let hints = Hints {
+        zones: hints.for_zones.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
+        nodes: hints.for_nodes.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
+    };
     Some(SliceEndpoint {
-        addresses,
+        address,
         ready,
         serving: conditions.serving.unwrap_or(ready),
         terminating: conditions.terminating.unwrap_or(false),
         hostname: hostname(endpoint.hostname, complaints),
-        node: endpoint.node_name,
-        zone: endpoint.zone,
-        hint_zones: hints.for_zones.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
-        hint_nodes: hints.for_nodes.unwrap_or_default().into_iter().map(|hint| hint.name).collect(),
+        node: endpoint.node_name.map(|name| shared(&name)),
+        hints: (hints != Hints::default()).then(|| Box::new(hints)),
     })
 }
 
@@ -215,10 +214,10 @@ fn address(text: &str, v4: Option<bool>, complaints: &mut Complaints<'_>) -> Opt
     None
 }
 
-fn hostname(hostname: Option<String>, complaints: &mut Complaints<'_>) -> Option<String> {
+fn hostname(hostname: Option<String>, complaints: &mut Complaints<'_>) -> Option<Box<str>> {
     let hostname = hostname.filter(|h| !h.is_empty())?;
     if is_label(&hostname) {
-        return Some(hostname);
+        return Some(hostname.into());
     }
     complaints.say(format_args!("hostname {hostname:?} is not a DNS label; the endpoint is named by its address"));
     None
@@ -234,24 +233,22 @@ pub fn endpoints(object: core::Endpoints, problems: &mut Vec<String>) -> Vec<Sli
             subset.ports.unwrap_or_default().into_iter().filter_map(|p| {
                 slice_port(p.name, Some(p.port), p.protocol.as_deref(), "subsets.ports", &mut complaints)
             });
-        let ports = ports.collect();
+        let ports = exact(ports);
         let ready = subset.addresses.unwrap_or_default().into_iter().map(|a| (a, true));
         let not_ready = subset.not_ready_addresses.unwrap_or_default().into_iter().map(|a| (a, false));
         let endpoints = ready.chain(not_ready).filter_map(|(entry, ready)| {
             Some(SliceEndpoint {
-                addresses: vec![address(&entry.ip, None, &mut complaints)?],
+                address: address(&entry.ip, None, &mut complaints)?,
                 ready,
                 serving: ready,
                 terminating: false,
                 hostname: hostname(entry.hostname, &mut complaints),
-                node: entry.node_name,
-                zone: None,
-                hint_zones: Vec::new(),
-                hint_nodes: Vec::new(),
+                node: entry.node_name.map(|name| shared(&name)),
+                hints: None,
             })
         });
-        let endpoints = endpoints.collect();
-        let slice = ObjectName::new(name.namespace.clone(), format!("endpoints/{}/{index}", name.name));
+        let endpoints = exact(endpoints);
+        let slice = ObjectName::new(&name.namespace, format!("endpoints/{}/{index}", name.name));
         Slice { name: slice, service: name.name.clone(), legacy: true, ports, endpoints }
     });
     slices.collect()

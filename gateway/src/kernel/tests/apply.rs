@@ -123,7 +123,7 @@ fn an_endpoint_keeps_its_index_while_it_serves_or_drains() {
     let draining = index(3, &before).unwrap();
 
     let mut next = web(&[stays, comes]);
-    next.frontends[0].draining = vec![drains];
+    next.frontends[0].draining = [drains].into();
     loaded.apply("web", Some(&next));
     let after = loaded.table(&loaded.service(VIP, 80).unwrap());
     assert_eq!(index(2, &after), index(2, &before), "same index, same generation");
@@ -212,7 +212,7 @@ fn each_family_of_a_dual_stack_service_has_its_own_endpoints_and_its_own_echo() 
     both.vips.push(vip6);
     both.frontends.push(plans::Frontend {
         vip: vip6,
-        endpoints: vec![endpoint("fd90:3::2", 80), endpoint("fd90:3::3", 80)],
+        endpoints: [endpoint("fd90:3::2", 80), endpoint("fd90:3::3", 80)].into(),
         ..both.frontends[0].clone()
     });
     loaded.apply("web", Some(&both));
@@ -228,7 +228,7 @@ fn each_family_of_a_dual_stack_service_has_its_own_endpoints_and_its_own_echo() 
     loaded.kernel.set_claims(&["10.1.0.0/16".parse().unwrap(), "fd00:10::/112".parse().unwrap()]).unwrap();
     assert!(!loaded.claimed(vip6, 128) && loaded.claimed("fd00:10::".parse::<IpAddr>().unwrap(), 112));
 
-    both.frontends[1].endpoints.clear();
+    both.frontends[1].endpoints = [].into();
     loaded.apply("web", Some(&both));
     assert_eq!((echo(VIP.into()), echo(vip6)), (1, 0), "a family without endpoints answers no ping");
     assert_eq!(loaded.service(vip6, 80).unwrap().slot_count, 0);

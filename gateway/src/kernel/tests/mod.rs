@@ -108,6 +108,15 @@ fn plan(vip: &str, port: u16, protocol: Protocol, endpoints: &[Endpoint]) -> Ser
     let vip: IpAddr = vip.parse().unwrap();
     let mut endpoints = endpoints.to_vec();
     endpoints.sort();
-    let frontend = Frontend { vip, port, protocol, views: 1, endpoints, draining: vec![], affinity: 0, dns: false };
+    let frontend = Frontend {
+        vip,
+        port,
+        protocol,
+        views: 1,
+        endpoints: endpoints.into(),
+        draining: [].into(),
+        affinity: 0,
+        dns: false,
+    };
     ServicePlan { vips: vec![vip], views: 1, frontends: vec![frontend], ..ServicePlan::default() }
 }

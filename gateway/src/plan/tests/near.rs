@@ -169,7 +169,7 @@ fn the_gateways_node_is_found_by_name_then_by_address_and_a_move_plans_anew_only
         + &service("clusterIP: 10.1.0.12, ports: [{port: 80}]").replace("name: web", "name: plain");
     let (mut cluster, dirty) = here("n1", Some("a"), &yaml);
     assert_eq!((dirty.services.len(), cluster.here().zone.as_deref()), (3, Some("a")));
-    let names = |dirty: Dirty| dirty.services.into_iter().map(|name| name.name).collect::<Vec<_>>();
+    let names = |dirty: Dirty| dirty.services.into_iter().map(|name| name.name.to_string()).collect::<Vec<_>>();
     let other = Node { addresses: vec!["10.0.0.2".parse().unwrap()], ..node("n2", Some("b")) };
     assert_eq!(names(cluster.apply([Event::Node(other.clone())])), Vec::<String>::new(), "another node is no news");
     assert_eq!(names(cluster.apply([Event::Node(node("n1", Some("b")))])), ["local", "web"]);

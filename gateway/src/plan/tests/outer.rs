@@ -110,7 +110,8 @@ fn whoever_may_win_or_lose_a_shared_address_is_planned_anew() {
         crate::source::parse(&(service(spec) + &called("zoo", &spec.replace("10.1.0.10", "10.1.0.12")))).unwrap();
     let mut cluster = Cluster::default();
     cluster.apply([Event::Snapshot(Box::new(objects.clone()))]);
-    let mut touched = |event| cluster.apply([event]).services.into_iter().map(|name| name.name).collect::<Vec<_>>();
+    let mut touched =
+        |event| cluster.apply([event]).services.into_iter().map(|name| name.name.to_string()).collect::<Vec<_>>();
     let (web, zoo) = (ObjectName::new("shop", "web"), ObjectName::new("shop", "zoo"));
     let mut moved = objects.services[&web].clone();
     moved.ports[0].port = 81;

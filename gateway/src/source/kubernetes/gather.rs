@@ -188,8 +188,8 @@ impl Gatherer {
         events.push(match kind {
             Kind::Services => Event::ServiceGone(key.clone()),
             Kind::Slices => Event::SliceGone(key.clone()),
-            Kind::Namespaces => Event::NamespaceGone(key.name.clone()),
-            Kind::Nodes => Event::NodeGone(key.name.clone()),
+            Kind::Namespaces => Event::NamespaceGone(key.name.to_string()),
+            Kind::Nodes => Event::NodeGone(key.name.to_string()),
             Kind::Pods => Event::PodGone(key.clone()),
             Kind::Cidrs => {
                 self.cidrs.remove(key);

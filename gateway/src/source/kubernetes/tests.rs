@@ -36,7 +36,7 @@ fn tell(gatherer: &mut Gatherer, kind: Kind, whats: Vec<What>) -> Vec<String> {
     let events = gatherer.take(whats.into_iter().map(|what| Message { kind, what }));
     let name = |event: &Event| match event {
         Event::Snapshot(objects) => {
-            let names: Vec<_> = objects.services.keys().map(|n| n.name.as_str()).collect();
+            let names: Vec<_> = objects.services.keys().map(|n| &*n.name).collect();
             format!("snapshot {}", names.join(" "))
         }
         Event::Service(service) => format!("+{}", service.name.name),
