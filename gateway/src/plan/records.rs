@@ -107,7 +107,7 @@ fn external(name: &str, target: &str, out: &mut Names, problems: &mut Problems) 
 fn cluster_ip(name: &str, vips: &[IpAddr], ports: &[&ServicePort], out: &mut Names, problems: &mut Problems) {
     for vip in vips {
         out.add(name.to_owned(), RecordData::Address(*vip));
-        out.add(reverse(*vip), RecordData::Ptr(name.to_owned()));
+        out.add(reverse_name(*vip), RecordData::Ptr(name.to_owned()));
     }
     if vips.is_empty() {
         return;
@@ -173,7 +173,7 @@ impl Names {
     fn endpoints(&mut self, name: &str, backends: &Backends) {
         for endpoint in &backends.named {
             let own = format!("{}.{name}", host(endpoint.addr, endpoint.hostname));
-            self.add(reverse(endpoint.addr), RecordData::Ptr(own.clone()));
+            self.add(reverse_name(endpoint.addr), RecordData::Ptr(own.clone()));
             self.add(own, RecordData::Address(endpoint.addr));
         }
     }
@@ -201,7 +201,7 @@ fn service_name(name: &str, port: &str, protocol: Protocol) -> String {
 }
 
 /// The name that the pointer of an address is at.
-fn reverse(addr: IpAddr) -> String {
+pub fn reverse_name(addr: IpAddr) -> String {
     match addr {
         IpAddr::V4(addr) => {
             let [a, b, c, d] = addr.octets();
@@ -221,17 +221,17 @@ fn weight(members: usize) -> u16 {
 
 /// An endpoint's label: its hostname, else its address with dashes.
 fn host(addr: IpAddr, hostname: Option<&str>) -> String {
-    match hostname {
-        Some(hostname) => hostname.to_ascii_lowercase(),
-        None => {
-            let mut dashed = addr.to_string().replace(['.', ':'], "-");
-            // A label must not end with a dash: fd00:: is fd00--0.
-            if dashed.ends_with('-') {
-                dashed.push('0');
-            }
-            dashed
-        }
+    hostname.map_or_else(|| host_label(addr), str::to_ascii_lowercase)
+}
+
+/// The label of an endpoint that has no hostname: its address with dashes.
+pub fn host_label(addr: IpAddr) -> String {
+    let mut dashed = addr.to_string().replace(['.', ':'], "-");
+    // A label must not end with a dash: fd00:: is fd00--0.
+    if dashed.ends_with('-') {
+        dashed.push('0');
     }
+    dashed
 }
 
 fn is_domain(name: &str) -> bool {

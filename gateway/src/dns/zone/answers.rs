@@ -96,12 +96,12 @@ impl Answers {
         let Some(node) = tree.get(name) else { return Ok(Vec::new()) };
         let own = if is_apex(tree, name) { &[wire::SOA, wire::NS][..] } else { &[] };
         let types = own.iter().copied().chain(node.types()).chain([dns_key::EXISTS]);
-        types.filter_map(|qtype| self.entry(tree, node, name, qtype).transpose()).collect()
+        types.filter_map(|qtype| self.entry(tree, &node, name, qtype).transpose()).collect()
     }
 
     /// The entry that a name should have for one type.
     pub fn wanted_of(&self, tree: &Tree, name: &[u8], qtype: u16) -> Result<Option<Wanted>, BuildError> {
-        tree.get(name).map_or(Ok(None), |node| self.entry(tree, node, name, qtype))
+        tree.get(name).map_or(Ok(None), |node| self.entry(tree, &node, name, qtype))
     }
 
     fn entry(&self, tree: &Tree, node: &Node, name: &[u8], qtype: u16) -> Result<Option<Wanted>, BuildError> {
@@ -183,7 +183,8 @@ fn is_apex(tree: &Tree, name: &[u8]) -> bool {
 
 /// What some views see of a set whose records not all views see; `None`: nothing, or it is the same for all.
 pub fn for_views(tree: &Tree, name: &[u8], qtype: u16, views: u64) -> Option<Answer> {
-    let set = tree.get(name)?.rrset(qtype)?;
+    let node = tree.get(name)?;
+    let set = node.rrset(qtype)?;
     let split = !set.is_same_for_all() && set.views() & views != 0;
     split.then(|| answer(tree, name, qtype, &set, views).ok()).flatten()
 }
@@ -265,6 +266,6 @@ fn rdata(data: &Data) -> Option<Vec<u8>> {
             }
             strings
         }
-        Data::Exists => return None,
+        Data::Exists | Data::Host(_) => return None,
     })
 }

@@ -5,6 +5,8 @@
 //! expired, which sends the query to the forwarder, and the forwarder builds the answer of that view.
 
 mod answers;
+mod hosts;
+mod masks;
 mod pods;
 mod redirect;
 mod reverse;
@@ -226,8 +228,7 @@ impl Zone {
         let old = service.and_then(|service| inner.owned.remove(service)).unwrap_or_default();
         let new = inner.tree.held(records);
         let (come, gone) = difference(&old, &new);
-        let names = come.iter().chain(&gone).map(|record| Arc::clone(&record.name));
-        let before = inner.before(names.collect());
+        let before = inner.before(come.iter().chain(&gone).flat_map(|record| record.names()).collect());
         // First what comes, then what goes: names that stay never cease to exist in between.
         come.into_iter().for_each(|record| inner.tree.add(record));
         gone.into_iter().for_each(|record| inner.tree.remove(record));
@@ -262,9 +263,9 @@ impl Zone {
         }
         inner.set_slots();
         inner.settle(&self.publisher);
-        let pointer = |record: &&Held| record.name.ends_with(b"\x04arpa\x00");
+        let pointer = |record: &&Held| matches!(record.data, Data::Host(_)) || record.name.ends_with(b"\x04arpa\x00");
         let pointers: Vec<Held> = inner.owned.values().flatten().filter(pointer).cloned().collect();
-        let names = |own: &[Held]| pointers.iter().chain(own).map(|record| Arc::clone(&record.name)).collect();
+        let names = |own: &[Held]| pointers.iter().chain(own).flat_map(Held::names).collect();
         let own = inner.own_names();
         let mut before = inner.before(names(&own));
         pointers.iter().chain(&own).for_each(|record| inner.tree.remove(record));
@@ -321,7 +322,7 @@ impl Zone {
             Outcome::NoData(zone) => Found::Negative(zone, wire::NOERROR),
             Outcome::NxDomain(zone) => Found::Negative(zone, wire::NXDOMAIN),
             Outcome::Miss | Outcome::Expired if !inside => inner.find_local(name, qtype, any),
-            Outcome::Miss | Outcome::Expired => match node.and_then(|node| answers::alias(node, name, views)) {
+            Outcome::Miss | Outcome::Expired => match node.and_then(|node| answers::alias(&node, name, views)) {
                 Some(alias) => Found::Alias(alias),
                 None => inner.find_pod(name, qtype, views, any),
             },

@@ -17,7 +17,7 @@ pub fn parse<'n>(name: &'n [u8], zone: &[u8]) -> Option<(IpAddr, &'n [u8])> {
 }
 
 /// Dashes stand for dots where there are three of them, one by one, and for colons elsewhere: CoreDNS' rule.
-fn address(label: &str) -> Option<IpAddr> {
+pub fn address(label: &str) -> Option<IpAddr> {
     if label.matches('-').count() == 3 && !label.contains("--") {
         return label.replace('-', ".").parse::<Ipv4Addr>().ok().map(IpAddr::V4);
     }

@@ -2,13 +2,18 @@
 //! tell the addresses of which other names.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
 
 use gateway_common::dns::wire;
 
+use super::{
+    hosts::{self, Hosts},
+    masks::Masks,
+};
 use crate::{
     dns::name,
     plan::{Record, RecordData},
@@ -32,6 +37,8 @@ pub enum Data {
     Txt(Arc<str>),
     /// Only says that the name exists.
     Exists,
+    /// Two records in one: the name of this address below the name, and the pointer back.
+    Host(IpAddr),
 }
 
 impl Data {
@@ -44,7 +51,7 @@ impl Data {
             Self::Srv(..) => Some(wire::SRV),
             Self::Ptr(_) => Some(wire::PTR),
             Self::Txt(_) => Some(wire::TXT),
-            Self::Exists => None,
+            Self::Exists | Self::Host(_) => None,
         }
     }
 
@@ -70,69 +77,37 @@ pub struct Held {
     pub views: u64,
 }
 
-/// A multiset of view masks; what any of its members lets see is visible.
-#[expect(clippy::box_collection, reason = "the rare case must not make the common one larger")]
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Masks {
-    /// So many times this one.
-    One(u32, u64),
-    /// Several.
-    Many(Box<BTreeMap<u64, u32>>),
-}
-
-impl Default for Masks {
-    fn default() -> Self {
-        Self::One(0, 0)
-    }
-}
-
-impl Masks {
-    fn add(&mut self, mask: u64) {
-        match self {
-            Self::One(count @ 0, known) => (*count, *known) = (1, mask),
-            Self::One(count, known) if *known == mask => *count += 1,
-            Self::One(count, known) => *self = Self::Many(Box::new(BTreeMap::from([(*known, *count), (mask, 1)]))),
-            Self::Many(masks) => *masks.entry(mask).or_default() += 1,
-        }
-    }
-
-    fn remove(&mut self, mask: u64) {
-        match self {
-            Self::One(count, known) if *known == mask => *count = count.saturating_sub(1),
-            Self::One(..) => {}
-            Self::Many(masks) => {
-                if let Some(count) = masks.get_mut(&mask) {
-                    *count -= 1;
-                    if *count == 0 {
-                        masks.remove(&mask);
-                    }
-                }
-                if let (1, Some((mask, count))) = (masks.len(), masks.first_key_value()) {
-                    *self = Self::One(*count, *mask);
-                }
-            }
-        }
-    }
-
-    const fn is_empty(&self) -> bool {
-        matches!(self, Self::One(0, _))
-    }
-
-    fn union(&self) -> u64 {
-        match self {
-            Self::One(0, _) => 0,
-            Self::One(_, mask) => *mask,
-            Self::Many(masks) => masks.keys().fold(0, |all, mask| all | mask),
+impl Held {
+    /// The names whose records it changes.
+    pub fn names(&self) -> Vec<Name> {
+        match self.data {
+            Data::Host(addr) => vec![hosts::own_name(addr, &self.name), hosts::pointer_name(addr)],
+            _ => vec![Arc::clone(&self.name)],
         }
     }
 }
 
 /// How many owners have a record with that TTL for those views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Holders {
-    ttl: u32,
-    owners: u32,
-    views: u64,
+pub struct Holders {
+    /// TTL in seconds.
+    pub ttl: u32,
+    /// How many.
+    pub owners: u32,
+    /// Views that see it.
+    pub views: u64,
+}
+
+impl Holders {
+    /// The owner of this one.
+    pub fn of(record: &Held) -> Self {
+        Self { ttl: record.ttl, owners: 1, views: record.views }
+    }
+
+    /// Whether it has that TTL for those views.
+    pub fn is_of(&self, record: &Held) -> bool {
+        (self.ttl, self.views) == (record.ttl, record.views)
+    }
 }
 
 /// The records at a name. Most names of a cluster have one, of one owner.
@@ -148,13 +123,13 @@ enum Records {
 impl Records {
     /// Whether the name had no such record before.
     fn add(&mut self, record: &Held) -> bool {
-        let one = Holders { ttl: record.ttl, owners: 1, views: record.views };
+        let one = Holders::of(record);
         match self {
             Self::None => {
                 *self = Self::One(record.data.clone(), one);
                 true
             }
-            Self::One(data, held) if *data == record.data && (held.ttl, held.views) == (one.ttl, one.views) => {
+            Self::One(data, held) if *data == record.data && held.is_of(record) => {
                 held.owners += 1;
                 false
             }
@@ -169,7 +144,7 @@ impl Records {
             Self::Many(many) => {
                 let holders = many.entry(record.data.clone()).or_default();
                 let new = holders.is_empty();
-                match holders.iter_mut().find(|held| (held.ttl, held.views) == (one.ttl, one.views)) {
+                match holders.iter_mut().find(|held| held.is_of(record)) {
                     Some(held) => held.owners += 1,
                     None => holders.push(one),
                 }
@@ -181,8 +156,7 @@ impl Records {
     /// Whether the name has no such record any more.
     fn remove(&mut self, record: &Held) -> bool {
         let leaves = |held: &mut Holders| {
-            let owned = (held.ttl, held.views) == (record.ttl, record.views);
-            held.owners -= u32::from(owned);
+            held.owners -= u32::from(held.is_of(record));
             held.owners == 0
         };
         match self {
@@ -280,6 +254,9 @@ pub struct Tree {
     /// The zones' own names: the cluster's domain, then the reverse zones.
     apexes: Vec<Name>,
     nodes: HashMap<Name, Node>,
+    hosts: Hosts,
+    /// Names that have a node, an endpoint or both.
+    names: usize,
     /// Names whose records point to another, and by how many records, by that other name.
     pointing: HashMap<Name, Vec<(Name, u32)>>,
 }
@@ -287,7 +264,7 @@ pub struct Tree {
 impl Tree {
     /// Empty zones of these names, none of them inside another; the cluster's domain first.
     pub fn new(apexes: Vec<Name>) -> Self {
-        Self { apexes, nodes: HashMap::new(), pointing: HashMap::new() }
+        Self { apexes, nodes: HashMap::new(), hosts: Hosts::default(), names: 0, pointing: HashMap::new() }
     }
 
     /// The cluster's domain.
@@ -323,13 +300,23 @@ impl Tree {
     }
 
     /// Names, those that only exist because of names below them included.
-    pub fn len(&self) -> usize {
-        self.nodes.len()
+    pub const fn len(&self) -> usize {
+        self.names
     }
 
     /// The name, when it exists for anybody.
-    pub fn get(&self, wire: &[u8]) -> Option<&Node> {
-        self.nodes.get(wire)
+    pub fn get(&self, wire: &[u8]) -> Option<Cow<'_, Node>> {
+        let node = self.nodes.get(wire);
+        let made = self.hosts.at(wire);
+        if made.is_empty() {
+            return node.map(Cow::Borrowed);
+        }
+        let mut node = node.cloned().unwrap_or_default();
+        for record in made {
+            node.records.add(&record);
+            node.exists.add(record.views);
+        }
+        Some(Cow::Owned(node))
     }
 
     /// The name as the tree has it, so that it is kept once.
@@ -339,8 +326,10 @@ impl Tree {
 
     /// Adds one owner's record.
     pub fn add(&mut self, record: &Held) {
-        let node = self.nodes.entry(Arc::clone(&record.name)).or_default();
-        if node.records.add(record)
+        if let Data::Host(addr) = record.data {
+            return self.add_host(addr, record);
+        }
+        if self.node(Arc::clone(&record.name)).records.add(record)
             && let Some(target) = record.data.target()
         {
             let names = self.pointing.entry(Arc::clone(target)).or_default();
@@ -350,30 +339,77 @@ impl Tree {
             }
         }
         for name in self.levels(&record.name) {
-            match self.nodes.get_mut(name) {
-                Some(node) => node.exists.add(record.views),
-                None => {
-                    let mut node = Node::default();
-                    node.exists.add(record.views);
-                    self.nodes.insert(name.into(), node);
-                }
+            self.join(name, record.views);
+        }
+    }
+
+    /// The node of a name, made when there is none.
+    fn node(&mut self, name: Name) -> &mut Node {
+        match self.nodes.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                self.names += usize::from(!self.hosts.has(new.key()));
+                new.insert(Node::default())
             }
+        }
+    }
+
+    /// A record more that makes a name exist.
+    fn join(&mut self, name: &[u8], views: u64) {
+        match self.nodes.get_mut(name) {
+            Some(node) => node.exists.add(views),
+            None => self.node(name.into()).exists.add(views),
+        }
+    }
+
+    fn add_host(&mut self, addr: IpAddr, record: &Held) {
+        let names = record.names();
+        self.names += names.iter().filter(|name| !self.has(name)).count();
+        self.hosts.add(addr, record);
+        for name in &names {
+            for above in self.levels(name).skip(1) {
+                self.join(above, record.views);
+            }
+        }
+    }
+
+    fn remove_host(&mut self, addr: IpAddr, record: &Held) {
+        let names = record.names();
+        self.hosts.remove(addr, record);
+        self.names -= names.iter().filter(|name| !self.has(name)).count();
+        for name in &names {
+            for above in self.levels(name).skip(1) {
+                self.leave(above, record.views);
+            }
+        }
+    }
+
+    fn has(&self, wire: &[u8]) -> bool {
+        self.nodes.contains_key(wire) || self.hosts.has(wire)
+    }
+
+    /// A record less that makes a name exist.
+    fn leave(&mut self, name: &[u8], views: u64) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        node.exists.remove(views);
+        if node.exists.is_empty() {
+            self.nodes.remove(name);
+            self.names -= usize::from(!self.hosts.has(name));
         }
     }
 
     /// Takes one owner's record away.
     pub fn remove(&mut self, record: &Held) {
+        if let Data::Host(addr) = record.data {
+            return self.remove_host(addr, record);
+        }
         if let Some(node) = self.nodes.get_mut(&record.name)
             && node.records.remove(record)
         {
             self.release(record);
         }
         for name in self.levels(&record.name) {
-            let Some(node) = self.nodes.get_mut(name) else { continue };
-            node.exists.remove(record.views);
-            if node.exists.is_empty() {
-                self.nodes.remove(name);
-            }
+            self.leave(name, record.views);
         }
     }
 
@@ -420,8 +456,7 @@ impl Tree {
             .collect();
         held.sort_unstable();
         held.dedup();
-        held.shrink_to_fit();
-        held
+        hosts::fold(&held, self.domain(), |name| self.shared(name))
     }
 }
 
@@ -449,12 +484,12 @@ mod tests {
         assert_eq!(tree.levels(&a.name).count(), 4, "its own name, shop, svc and the apex");
         tree.add(&a);
         tree.add(&b);
-        assert_eq!(tree.get(&wire("svc.cluster.local")).map(Node::views), Some(3));
-        assert_eq!(tree.get(&wire("shop.svc.cluster.local")).map(Node::views), Some(1));
+        assert_eq!(tree.get(&wire("svc.cluster.local")).map(|node| node.views()), Some(3));
+        assert_eq!(tree.get(&wire("shop.svc.cluster.local")).map(|node| node.views()), Some(1));
         assert!(tree.get(&wire("local")).is_none(), "nothing above the apex");
         tree.remove(&a);
         assert!(tree.get(&wire("shop.svc.cluster.local")).is_none());
-        assert_eq!(tree.get(&wire("svc.cluster.local")).map(Node::views), Some(2));
+        assert_eq!(tree.get(&wire("svc.cluster.local")).map(|node| node.views()), Some(2));
         tree.remove(&b);
         assert_eq!(tree.len(), 0);
     }
@@ -477,7 +512,8 @@ mod tests {
         let name = wire("x.cluster.local");
         tree.add(&record("x.cluster.local", 1, address(1)));
         tree.add(&record("x.cluster.local", 3, address(2)));
-        let rrset = tree.get(&name).and_then(|node| node.rrset(1)).expect("rrset");
+        let node = tree.get(&name).expect("node");
+        let rrset = node.rrset(1).expect("rrset");
         assert!(!rrset.is_same_for_all());
         assert_eq!(rrset.views(), 3);
     }
@@ -490,8 +526,7 @@ mod tests {
         tree.add(&long);
         tree.add(&short);
         let seen = |tree: &Tree| {
-            let set = tree.get(&long.name).and_then(|node| node.rrset(1));
-            set.map(|set| (set.ttl, set.views(), set.records.len()))
+            tree.get(&long.name).and_then(|node| node.rrset(1).map(|set| (set.ttl, set.views(), set.records.len())))
         };
         assert_eq!(seen(&tree), Some((5, 3, 1)));
         tree.remove(&short);
@@ -520,7 +555,7 @@ mod tests {
         let mut tree = Tree::new(vec![wire("cluster.local"), wire("1.10.in-addr.arpa")]);
         let ptr = record("1.0.1.10.in-addr.arpa", 1, Data::Ptr(wire("a.cluster.local")));
         tree.add(&ptr);
-        assert_eq!(tree.get(&wire("0.1.10.in-addr.arpa")).map(Node::views), Some(1));
+        assert_eq!(tree.get(&wire("0.1.10.in-addr.arpa")).map(|node| node.views()), Some(1));
         assert!(tree.get(&wire("1.10.in-addr.arpa")).is_some() && tree.get(&wire("10.in-addr.arpa")).is_none());
         tree.remove(&ptr);
         assert_eq!(tree.len(), 0);
