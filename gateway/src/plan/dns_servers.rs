@@ -60,7 +60,7 @@ impl DnsServers {
             }
         };
         let udp = || service.ports.iter().filter(|port| port.protocol == Protocol::Udp);
-        let Some(port) = udp().find(|port| port.name == "dns").or_else(|| udp().find(|port| port.port == DNS)) else {
+        let Some(port) = udp().find(|port| &*port.name == "dns").or_else(|| udp().find(|port| port.port == DNS)) else {
             return self.problems.push(format!("{what}, which has no UDP port `dns` or 53: use dns.upstreams"));
         };
         let mut none = true;

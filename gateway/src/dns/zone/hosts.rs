@@ -202,7 +202,7 @@ mod tests {
             ("fd00-42--7.web.shop.svc.cluster.local", Some("fd00:42::7")),
             ("fd00--0.web.shop.svc.cluster.local", Some("fd00::")),
             ("fd00-0--7.web.shop.svc.cluster.local", None),
-            ("--ffff-10-1-2-3.web.shop.svc.cluster.local", None),
+            ("--ffff-10-1-2-3.web.shop.svc.cluster.local", Some("::ffff:10:1:2:3")),
             ("web.shop.svc.cluster.local", None),
             (".", None),
         ] {
