@@ -284,8 +284,9 @@ mod tests {
         desk.tell(start, &web(), [("B", "b"), ("A", "a")].into_iter());
         desk.tell(start + SECOND, &other, [("A", "a")].into_iter());
         let late = start + 60 * SECOND;
-        let order: Vec<_> =
-            std::iter::from_fn(|| write(&mut desk, late)).map(|job| (job.service.name, job.reason)).collect();
+        let order: Vec<_> = std::iter::from_fn(|| write(&mut desk, late))
+            .map(|job| (job.service.name.to_string(), job.reason))
+            .collect();
         assert_eq!(order, [("web".to_owned(), "A"), ("web".to_owned(), "B"), ("api".to_owned(), "A")]);
         // One that failed comes again, when it is to.
         let job = desk.take(late + REPEAT).unwrap();

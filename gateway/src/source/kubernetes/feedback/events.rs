@@ -114,7 +114,7 @@ async fn one(client: &Client, shared: &Shared, job: &Job) -> Result<Option<Writt
         metadata: ObjectMeta {
             // As other reporters name theirs.
             name: Some(format!("{name}.{:x}", now.as_nanosecond())),
-            namespace: Some(namespace.clone()),
+            namespace: Some(namespace.to_string()),
             ..ObjectMeta::default()
         },
         action: Some("Serve".to_owned()),
@@ -127,8 +127,8 @@ async fn one(client: &Client, shared: &Shared, job: &Job) -> Result<Option<Writt
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
-            namespace: Some(namespace.clone()),
-            name: Some(name.clone()),
+            namespace: Some(namespace.to_string()),
+            name: Some(name.to_string()),
             uid: Some(uid.clone()),
             ..ObjectReference::default()
         }),
