@@ -270,11 +270,11 @@ impl Owner {
     fn tell(&self, name: &ObjectName) {
         let Some(feedback) = self.state.feedback.get() else { return };
         self.state.held(|held| {
-            let problems = held.plans.get(name).map(|plan| plan.problems.as_slice()).unwrap_or_default();
+            let Some(plan) = held.plans.get(name) else { return feedback.gone(name) };
             let refused = held.refused.get(name).map(|(reason, error)| {
                 Problem::new(name, *reason, &format!("the datapath refused it; it is tried again: {error}"))
             });
-            feedback.problems(name, problems.iter().chain(&refused).map(|p| (p.reason.name(), &**p)));
+            feedback.problems(name, plan.problems.iter().chain(&refused).map(|p| (p.reason.name(), &**p)));
         });
     }
 

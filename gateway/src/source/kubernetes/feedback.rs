@@ -136,6 +136,11 @@ impl Feedback {
         }
     }
 
+    /// There is no such Service any more.
+    pub fn gone(&self, service: &ObjectName) {
+        self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner).gone(service);
+    }
+
     /// What was said so far.
     pub fn figures(&self) -> Figures {
         let left_out = self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner).left_out;

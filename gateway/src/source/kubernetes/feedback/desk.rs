@@ -108,6 +108,11 @@ impl Desk {
         news
     }
 
+    /// There is no such Service any more: one that comes with its name is another.
+    pub fn gone(&mut self, service: &ObjectName) {
+        self.services.remove(service);
+    }
+
     fn forget(&mut self, now: Instant, service: &ObjectName) {
         if let Some(entries) = self.services.get_mut(service) {
             entries
@@ -251,6 +256,13 @@ mod tests {
         desk.tell(start + 3600 * SECOND, &web(), std::iter::empty());
         desk.sweep(start + 3600 * SECOND + REPEAT);
         assert_eq!((desk.services.len(), desk.due()), (0, None), "and forgotten in the end");
+        // A new Service of that name knows nothing of it.
+        desk.tell(start, &web(), [("Left", "one")].into_iter());
+        assert!(write(&mut desk, start + SETTLE).is_some());
+        desk.gone(&web());
+        desk.tell(start + SETTLE, &web(), [("Left", "one")].into_iter());
+        assert!(write(&mut desk, start + SETTLE * 2).is_some_and(|job| job.again.is_none()));
+        desk.gone(&web());
         // Too short to be told at all.
         desk.tell(start, &web(), [("Left", "one")].into_iter());
         desk.tell(start + SECOND, &web(), std::iter::empty());

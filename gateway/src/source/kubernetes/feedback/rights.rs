@@ -84,6 +84,11 @@ impl Need {
     }
 }
 
+/// How long to wait after so many refusals: nobody is in a hurry to be refused again.
+pub(super) fn seldom(refusals: u32) -> Duration {
+    LOOK.1.min(LOOK.0 * 2_u32.pow(refusals.min(10)))
+}
+
 /// Waits until all of it is permitted. A server that has just started refuses what it grants a moment later: only what is refused twice is
 /// told, once.
 pub(super) async fn permitted(client: &Client, need: &Need, namespace: &str) {
@@ -101,7 +106,7 @@ pub(super) async fn permitted(client: &Client, need: &Need, namespace: &str) {
                 if refusals == 2 {
                     tracing::info!("{}", need.off(&missing, namespace));
                 }
-                LOOK.1.min(LOOK.0 * 2_u32.saturating_pow(refusals - 1))
+                seldom(refusals - 1)
             }
             // The source says when the server is away.
             Ok(Err(_)) | Err(_) => {
