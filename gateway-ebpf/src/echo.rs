@@ -58,7 +58,7 @@ pub fn answer<F: Stages, N: Net>(frame: &mut F, config: &Config, other: &Other<N
 
 #[inline(always)]
 fn turn<F: Stages, N: Net>(frame: &mut F, other: &Other<N::Addr>, head: bool) -> Result<(), Reason> {
-    send::turn_macs(frame)?;
+    send::turn_macs(frame, other.l3)?;
     let Some(ip) = frame.at::<N::Header>(other.l3) else { return Err(REFUSED) };
     N::turn(ip, TTL);
     if head {

@@ -9,6 +9,7 @@ use aya_ebpf::{
 };
 
 use crate::{
+    bare,
     frame::{Tc, Xdp},
     path::{Role, Verdict, handle},
 };
@@ -47,6 +48,24 @@ pub fn tc_egress(ctx: TcContext) -> i32 {
     tc(&ctx, Role::Egress)
 }
 
+/// [`tc_uplink`] of a device whose packets have no link-layer header: WireGuard, IPIP, a tun.
+#[classifier]
+pub fn tc_uplink_bare(ctx: TcContext) -> i32 {
+    action(bare::arriving(&mut Tc::<false>::new(ctx.skb.skb), Role::Uplink))
+}
+
+/// [`tc_cluster`] of such a device.
+#[classifier]
+pub fn tc_cluster_bare(ctx: TcContext) -> i32 {
+    action(bare::arriving(&mut Tc::<false>::new(ctx.skb.skb), Role::Cluster))
+}
+
+/// [`tc_egress`] of such a device.
+#[classifier]
+pub fn tc_egress_bare(ctx: TcContext) -> i32 {
+    action(bare::leaving(&mut Tc::<false>::new(ctx.skb.skb)))
+}
+
 /// Reads the clocks for the agent, which runs this once in a while and learns how fast one ticks.
 #[xdp]
 pub fn clock(_ctx: XdpContext) -> u32 {
@@ -82,7 +101,12 @@ fn tc(ctx: &TcContext, role: Role) -> i32 {
     if frame.is_tagged() {
         return TC_ACT_UNSPEC;
     }
-    match handle(&mut frame, role) {
+    action(handle(&mut frame, role))
+}
+
+#[inline(always)]
+fn action(verdict: Verdict) -> i32 {
+    match verdict {
         Verdict::Drop => TC_ACT_SHOT as i32,
         Verdict::Redirect => TC_ACT_REDIRECT as i32,
         // "Unspecified" lets other programs of the same hook look at the packet too.

@@ -251,6 +251,13 @@ impl<const FAR: bool> Tc<FAR> {
         pointer::<T, FAR>(data, end, offset)
     }
 
+    /// EtherType of what the buffer holds.
+    #[inline(always)]
+    pub fn protocol(&self) -> [u8; 2] {
+        // SAFETY: the context is valid while the program runs.
+        (unsafe { (*self.0).protocol } as u16).to_ne_bytes()
+    }
+
     #[inline(always)]
     fn replace(&mut self, at: usize, delta: u16, flags: u32) -> Result<(), Reason> {
         // SAFETY: the helper checks the offset. With `from` and size zero, `to` is the delta itself.

@@ -196,7 +196,7 @@ fn behind_tags<F: Stages>(frame: &mut F, role: Role) -> Verdict {
 /// Calls one stage after the other until the verdict is final. They return here instead of calling one another, so that their stacks
 /// do not add up.
 #[inline(always)]
-fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: Verdict) -> Verdict {
+pub fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: Verdict) -> Verdict {
     if verdict == Verdict::Query {
         verdict = frame.question::<N>(l3);
     }
@@ -223,6 +223,8 @@ fn drive<F: Stages, N: Net>(frame: &mut F, role: Role, l3: usize, mut verdict: V
         }
     }
     match verdict {
+        // What this node's own sockets send by a device without a link layer is answered by its own stack.
+        Verdict::Reject if l3 == 0 => discard(Reason::HelperFailed),
         Verdict::Reject => frame.reject::<N>(l3),
         Verdict::Split if F::XDP || N::VERSION != 4 => discard(Reason::HelperFailed),
         Verdict::Split => frame.split(),

@@ -214,7 +214,7 @@ fn reset<F: Frame, N: Net>(frame: &mut F, packet: &Packet<N::Addr>) -> Result<()
     let Some(segment) = frame.get::<Tcp>(l4).copied() else { return Err(REFUSED) };
     let payload = packet.total - N::LEN as u32 - packet.header;
     let (ip, segment) = error::reset::<N>((&packet.key.src, &packet.key.dst), &segment, payload, partial);
-    send::turn_macs(frame)?;
+    send::turn_macs(frame, l3)?;
     let Some(at) = frame.at::<N::Header>(l3) else { return Err(REFUSED) };
     *at = ip;
     let Some(at) = frame.at::<Tcp>(l4) else { return Err(REFUSED) };

@@ -469,9 +469,12 @@ fn neighbour(ifindex: u32, via: &[u8; 16], v6: bool) {
     }
 }
 
-/// Addresses the frame to its sender.
+/// Addresses the frame, whose IP header is at `l3`, to its sender.
 #[inline(always)]
-pub fn turn_macs<F: Frame>(frame: &mut F) -> Result<(), Reason> {
+pub fn turn_macs<F: Frame>(frame: &mut F, l3: usize) -> Result<(), Reason> {
+    if l3 == 0 {
+        return Ok(());
+    }
     let Some(eth) = frame.at::<Ethernet>(0) else { return Err(REFUSED) };
     core::mem::swap(&mut eth.dst, &mut eth.src);
     Ok(())
@@ -491,6 +494,13 @@ const fn macs(hop: &NextHop) -> [[u8; 4]; 3] {
 /// A frame already addressed to its sender: out of where it came in.
 #[inline(always)]
 pub fn back<F: Frame>(frame: &F) -> Verdict {
-    redirect(frame.ifindex());
+    // An Ethernet header of `bare`, and the device has none: a plain redirect takes off what is before the packet that arrived, which
+    // may be a part of the answer by now.
+    if !F::XDP && frame.get::<[[u8; 4]; 3]>(0).is_some_and(|macs| *macs == [[0; 4]; 3]) {
+        let v6 = frame.get::<[u8; 2]>(ETH_LEN - 2).is_some_and(|kind| *kind == ETHERTYPE_IPV6);
+        neighbour(frame.ifindex(), &[0; 16], v6);
+    } else {
+        redirect(frame.ifindex());
+    }
     Verdict::Redirect
 }

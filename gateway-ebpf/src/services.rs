@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     Reason,
-    limits::{MAX_DNS_ADDRESSES, MAX_VIEW_LIST, MAX_VIEWS, capacity},
+    limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEW_LIST, MAX_VIEWS, capacity},
     maps::{Affinity, AffinityKey, Claim, Config, Service, ServiceKey, View, ViewList, config, endpoint},
     net::{
         error::Error,
@@ -137,10 +137,16 @@ pub fn view<N: Net>(src: &N::Addr) -> Option<u32> {
     N::few(src).unwrap_or_else(|| N::views().get(Key::new(bits::<N>(), *src)).map(|view| view.id))
 }
 
+/// In a service CIDR or a VIP, and not the node's own.
+#[inline(always)]
+pub fn is_claimed<N: Net>(dst: &N::Addr) -> bool {
+    N::claims().get(Key::new(bits::<N>(), *dst)).is_some_and(Claim::is_ours)
+}
+
 /// Claim, then view.
 #[inline(always)]
 pub fn access<N: Net>(src: &N::Addr, dst: &N::Addr) -> Access {
-    if !N::claims().get(Key::new(bits::<N>(), *dst)).is_some_and(Claim::is_ours) {
+    if !is_claimed::<N>(dst) {
         return Access::Unclaimed;
     }
     match view::<N>(src) {
@@ -161,6 +167,23 @@ pub fn is_dns_address<N: Net>(config: &Config, addr: &N::Addr) -> bool {
     let (addresses, used) = N::dns(config);
     let mut i = 0;
     while i < MAX_DNS_ADDRESSES {
+        if i as u32 >= used {
+            return false;
+        }
+        if addresses[i] == *addr {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// One of the addresses from which flows are sent.
+#[inline(always)]
+pub fn is_source_address<N: Net>(config: &Config, addr: &N::Addr) -> bool {
+    let (addresses, used) = N::snat(config);
+    let mut i = 0;
+    while i < MAX_SNAT_ADDRESSES {
         if i as u32 >= used {
             return false;
         }

@@ -18,7 +18,7 @@ use crate::{
     reject, relay, send, split,
 };
 
-/// Highest offset of an IP header: behind two tags.
+/// Highest offset of an IP header: behind two tags. The lowest is 0: see [`crate::bare`].
 const MAX_L3: usize = 22;
 
 /// What a tier's programs call.
@@ -73,7 +73,7 @@ fn bounded(offset: u32, most: usize) -> usize {
 #[inline(always)]
 fn l3(offset: u32) -> Option<usize> {
     let offset = bounded(offset, 32);
-    if offset < ETH_LEN || offset > MAX_L3 { None } else { Some(offset) }
+    if offset > MAX_L3 { None } else { Some(offset) }
 }
 
 /// [`Stages::plain`] in TC, where calls matter less and stacks are deeper.

@@ -55,20 +55,25 @@ impl Role {
             Self::Cluster => vlan::CLUSTER,
         }
     }
-    const fn tc(self) -> &'static str {
-        match self {
-            Self::Uplink => "tc_uplink",
-            Self::Cluster => "tc_cluster",
+    /// `bare`: the device has no link layer.
+    const fn tc(self, bare: bool) -> &'static str {
+        match (self, bare) {
+            (Self::Uplink, false) => "tc_uplink",
+            (Self::Uplink, true) => "tc_uplink_bare",
+            (Self::Cluster, false) => "tc_cluster",
+            (Self::Cluster, true) => "tc_cluster_bare",
         }
     }
 }
 
 /// Catches replies of the node's own sockets.
 const TC_EGRESS: &str = "tc_egress";
+/// The same on a device without a link layer.
+const TC_EGRESS_BARE: &str = "tc_egress_bare";
 
-/// Every program that the agent loads.
+/// Every program that the agent loads at once.
 pub(super) const XDP_PROGRAMS: [&str; 3] = ["xdp_uplink", "xdp_cluster", "clock"];
-/// As [`XDP_PROGRAMS`], for TC.
+/// As [`XDP_PROGRAMS`], for TC; those of devices without a link layer are loaded for the first such device.
 pub(super) const TC_PROGRAMS: [&str; 3] = ["tc_uplink", "tc_cluster", TC_EGRESS];
 
 /// How XDP comes onto an interface.
@@ -319,9 +324,11 @@ impl Attacher {
             Err((error, false)) => tracing::warn!(interface = %link.name, "{error}; going on with TC alone"),
             Ok(()) => {}
         }
-        let mut tc = vec![self.attach_tc(ebpf, link, role.tc(), TcAttachType::Ingress)?];
+        let bare = link.mac.is_none();
+        let mut tc = vec![self.attach_tc(ebpf, link, role.tc(bare), TcAttachType::Ingress)?];
         if role == Role::Uplink {
-            tc.push(self.attach_tc(ebpf, link, TC_EGRESS, TcAttachType::Egress)?);
+            let egress = if bare { TC_EGRESS_BARE } else { TC_EGRESS };
+            tc.push(self.attach_tc(ebpf, link, egress, TcAttachType::Egress)?);
         }
         tracing::info!(
             interface = %link.name,
@@ -348,6 +355,12 @@ impl Attacher {
     ) -> Result<Option<(&'static str, Hold)>, (KernelError, bool)> {
         let (name, mode, strict) = match tier(self.mode, link.kind, role) {
             Tier::None => return Ok(None),
+            // Its frames would begin where XDP does not expect it.
+            Tier::Try | Tier::Generic if link.mac.is_none() => return Ok(None),
+            Tier::Native if link.mac.is_none() => {
+                let why = "it has no link layer: set datapath.mode to auto, generic or tc".to_owned();
+                return Err((KernelError::Attach { interface: link.name.clone(), what: "native XDP", why }, strict));
+            }
             Tier::Try => ("native", XdpMode::Driver, false),
             Tier::Native => ("native", XdpMode::Driver, strict),
             Tier::Generic => ("generic", XdpMode::Skb, strict),
@@ -530,10 +543,13 @@ impl Attacher {
         &self,
         ebpf: &mut Ebpf,
         link: &Link,
-        name: &str,
+        name: &'static str,
         direction: TcAttachType,
     ) -> Result<Hold, KernelError> {
         let program = tc_program(ebpf, name).map_err(|e| attach_error(link, "TC", &e))?;
+        if program.fd().is_err() {
+            program.load().map_err(|e| KernelError::program(name, e))?;
+        }
         let hold = match &self.pins {
             None => tc_link(program, link, direction).map(Hold::Tc),
             Some(pins) => {

@@ -3,6 +3,7 @@
 mod answers;
 mod apply;
 mod attach;
+mod bare;
 mod explain;
 mod hops;
 mod net;
