@@ -1,7 +1,7 @@
 //! The gateway under test: the binary, started inside the gateway node's namespace and asked through its own commands.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     net::Ipv4Addr,
@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::{
     clients,
     lab::Lab,
+    manifests::Service,
     netns::Namespace,
     process::{NotYet, Process, wait_for},
     topology::{GUEST, Node, SERVICE_CIDR, SERVICE_CIDR6, UPSTREAM, ipv6},
@@ -203,6 +204,47 @@ impl<'lab> Gateway<'lab> {
     pub fn json(&self, command: &str) -> Result<Value> {
         let text = self.command(&[command, "-o", "json"])?;
         serde_json::from_str(&text).with_context(|| format!("gateway {command} -o json printed {text:?}"))
+    }
+
+    /// Waits until it serves this Service as it is: its ClusterIP, its endpoints that are ready, and those that are on their way out.
+    ///
+    /// # Errors
+    /// What it serves instead, after ten seconds.
+    pub fn serves(&self, service: &Service) -> Result<()> {
+        let endpoints = |ready: bool| service.endpoints.iter().filter(move |endpoint| endpoint.ready == ready);
+        let expected: BTreeSet<String> = endpoints(true).map(|endpoint| endpoint.address.to_string()).collect();
+        let leaving = endpoints(false).filter(|endpoint| endpoint.terminating).count();
+        self.wait_service(service, |told| {
+            let Some(told) = told else { return false };
+            let ports = told["ports"].as_array().map_or(&[][..], Vec::as_slice);
+            let vip = service.vip.map(|vip| vip.to_string());
+            !ports.is_empty()
+                && ports.iter().filter(|port| vip.as_deref() == port["vip"].as_str()).all(|port| {
+                    let list = |key: &str| port[key].as_array().cloned().unwrap_or_default();
+                    let addresses =
+                        list("endpoints").iter().filter_map(|one| one["addr"].as_str().map(str::to_owned)).collect();
+                    expected == addresses && list("draining").len() == leaving
+                })
+                && told["vips"].as_array().is_some_and(|vips| vips.iter().any(|told| told.as_str() == vip.as_deref()))
+        })
+    }
+
+    /// Waits until it serves this Service no more.
+    ///
+    /// # Errors
+    /// What it serves of it after ten seconds.
+    pub fn serves_no_more(&self, service: &Service) -> Result<()> {
+        self.wait_service(service, |told| told.is_none())
+    }
+
+    fn wait_service(&self, service: &Service, wanted: impl Fn(Option<&Value>) -> bool) -> Result<()> {
+        wait_for(&format!("{}/{} as it is now", service.namespace, service.name), Duration::from_secs(10), || {
+            let told = self.json("services")?;
+            let is_it =
+                |one: &&Value| one["namespace"] == service.namespace.as_str() && one["name"] == service.name.as_str();
+            let told = told.as_array().and_then(|all| all.iter().find(is_it));
+            if wanted(told) { Ok(()) } else { Err(NotYet::Later(anyhow!("{told:?}"))) }
+        })
     }
 
     /// The datapath's counters by reason, from `/metrics`.

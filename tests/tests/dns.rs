@@ -1,6 +1,10 @@
 //! Names, asked by the programs that people use. Issue 2, "What it must show", 5.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
 
 use gateway_lab::{
     Gateway, GatewayConfig, Lab, Node, Service, Topology,
@@ -179,11 +183,14 @@ fn ttls_of_learnt_answers_count_down_in_kernel_and_forwarder_and_end() {
         answer.answers[0].ttl
     };
     let first = ttl("+notcp");
-    assert!((299..=300).contains(&first), "{first}");
+    assert!((290..=300).contains(&first), "{first}");
+    let began = Instant::now();
     thread::sleep(Duration::from_millis(3100));
     let (udp, tcp) = (ttl("+notcp"), ttl("+tcp"));
-    assert!((first - 5..=first - 3).contains(&udp), "{udp} after {first}");
-    assert!(udp.abs_diff(tcp) <= 1, "kernel {udp}, forwarder {tcp}");
+    // A busy machine may take its time between two questions.
+    let most = u32::try_from(began.elapsed().as_secs()).expect("seconds") + 2;
+    assert!((first - most..=first - 3).contains(&udp), "{udp} after {first}, at most {most} s before");
+    assert!((udp + 3 - most..=udp + 1).contains(&tcp), "kernel {udp}, then forwarder {tcp}");
 
     let asked = || lab.upstream_log().matches("short.example.test. A IN").count();
     let short = || dig(lab.client(), &server, &["+notcp", "short.example.test", "A"]).expect("dig").answers[0].ttl;

@@ -9,7 +9,7 @@ use gateway_lab::{
 };
 
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 80);
-/// A change of the manifests is live within this.
+/// What is on its way when a change is live is over within this.
 const LIVE: Duration = Duration::from_secs(1);
 /// Pods at a time; there are twice as many, so that the old ones and the new ones are others.
 const PODS: usize = 3;
@@ -31,6 +31,7 @@ fn rolls(mode: &str, offloads: Offloads) {
             (endpoint.ready, endpoint.terminating) = (false, true);
         }
         lab.manifests.put(&service).expect("a manifest");
+        service
     };
     put(&serving, None);
     let gateway = lab.gateway(&GatewayConfig::mode(mode)).expect("the gateway");
@@ -45,14 +46,15 @@ fn rolls(mode: &str, offloads: Offloads) {
             lab.restart_pod(&name(new)).expect("the new pod serves");
             let mut during = serving.clone();
             during.push(new);
-            put(&during, Some(old));
-            thread::sleep(LIVE);
+            gateway.serves(&put(&during, Some(old))).expect("a change is live");
+            // What was on its way meanwhile has arrived.
+            thread::sleep(LIVE / 2);
             lab.drain_pod(&name(old)).expect("the old pod serves");
             // Each connection has had its next answer long before.
             thread::sleep(LIVE / 2);
             serving[place] = new;
-            put(&serving, None);
-            thread::sleep(LIVE / 2);
+            gateway.serves(&put(&serving, None)).expect("a change is live");
+            thread::sleep(LIVE / 4);
             lab.stop_pod(&name(old));
             assert!(wrk.ended().is_none(), "wrk has ended: {}", wrk.said());
         }

@@ -10,11 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::anyhow;
 use gateway_lab::{
     GatewayConfig, Lab, Node, Service, Topology,
     agent::{binary, left_on},
     clients::http_get,
-    netns, testing,
+    netns,
+    process::{NotYet, wait_for},
+    testing,
     topology::GATEWAY,
 };
 
@@ -131,9 +134,12 @@ fn a_manifest_that_does_not_parse_is_named_and_the_rest_goes_on() {
     assert!(gateway.log().contains("broken.yaml"), "the log does not name the file:\n{}", gateway.log());
     // A good file that turns bad keeps its last good state.
     lab.manifests.write("shop-web.yaml", "kind: Service\n  apiVersion: v1\n").expect("a file");
-    thread::sleep(Duration::from_secs(1));
+    wait_for("the file to be named", Duration::from_secs(10), || {
+        let problems = gateway.json("status")?["source"]["problems"].to_string();
+        if problems.contains("shop-web.yaml") { Ok(()) } else { Err(NotYet::Later(anyhow!("{problems}"))) }
+    })
+    .expect("the file is named");
     lab.client().enter(|| http_get((VIP, 80).into(), "/").expect("HTTP"));
-    assert!(gateway.json("status").expect("status")["source"]["problems"].to_string().contains("shop-web.yaml"));
     gateway.stop().expect("a clean end");
 }
 
@@ -183,10 +189,14 @@ fn what_a_killed_demonstration_leaves_is_gone_after_the_next_run() {
     let mine = |dir: &Path| namespaces.iter().any(|name| dir.join(name).exists());
     assert!(!mine(Path::new("/run/netns")), "{namespaces:?}");
     // Its programs died with it: no process is in a namespace that is gone from the list.
-    thread::sleep(Duration::from_millis(200));
-    let running = fs::read_dir("/proc").expect("/proc").filter_map(Result::ok).any(|process| {
-        fs::read_to_string(process.path().join("cmdline"))
-            .is_ok_and(|line| line.contains(&format!("gateway-lab/{pid:x}-")))
-    });
-    assert!(!running, "a program of the killed demonstration runs on");
+    wait_for("the programs' end", Duration::from_secs(10), || {
+        let mine = format!("gateway-lab/{pid:x}-");
+        let lines =
+            fs::read_dir("/proc")?.flatten().filter_map(|of| fs::read_to_string(of.path().join("cmdline")).ok());
+        match lines.into_iter().find(|line| line.contains(&mine)) {
+            None => Ok(()),
+            Some(line) => Err(NotYet::Later(anyhow!("{line:?} runs on"))),
+        }
+    })
+    .expect("no program of the killed demonstration runs on");
 }

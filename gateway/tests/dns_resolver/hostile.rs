@@ -104,7 +104,8 @@ async fn a_silent_server_costs_one_wait_and_a_closed_port_none() {
     let lab1 = lab(&[silent.local_addr().expect("address"), good.addr]).await;
     let began = Instant::now();
     assert_eq!(addresses(&lab1.ask(NAME, RecordType::A).await), ["192.0.2.1"]);
-    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
+    // One wait is 1.5 s.
+    assert!(began.elapsed() < Duration::from_millis(2900), "{:?}", began.elapsed());
 
     let closed = {
         let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
@@ -113,7 +114,7 @@ async fn a_silent_server_costs_one_wait_and_a_closed_port_none() {
     let lab2 = lab(&[closed, good.addr]).await;
     let began = Instant::now();
     assert_eq!(addresses(&lab2.ask(NAME, RecordType::A).await), ["192.0.2.1"]);
-    assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -160,10 +160,11 @@ async fn a_server_that_never_shakes_hands_costs_its_patience_once() {
     let lab = lab(to, &certificates).await;
     let began = Instant::now();
     assert_eq!(addresses(&lab.ask(WEB, RecordType::A).await), ["192.0.2.80"]);
-    assert!(began.elapsed() < Duration::from_millis(3500), "{:?}", began.elapsed());
+    // Its patience is 2 s.
+    assert!(began.elapsed() < Duration::from_millis(3900), "{:?}", began.elapsed());
     let began = Instant::now();
     assert_eq!(lab.rcode("a.example.org", RecordType::A).await, ResponseCode::NXDomain);
-    assert!(began.elapsed() < Duration::from_millis(1000), "the good one is asked first now: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(1900), "the good one is asked first now: {:?}", began.elapsed());
 }
 
 #[tokio::test]
