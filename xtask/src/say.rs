@@ -1,18 +1,28 @@
 //! How xtask talks: one line a step, with the time it took; and a few process helpers that go with it.
 
 use std::{
+    io::IsTerminal as _,
     process::Command,
     time::{Duration, Instant},
 };
 
 /// Begins a step.
 pub fn step(what: &str) {
-    eprintln!("\x1b[1;34m==>\x1b[0m {what}");
+    mark("==>", "34", what);
 }
 
 /// Names a result.
 pub fn done(what: &str) {
-    eprintln!("\x1b[1;32m ok\x1b[0m {what}");
+    mark(" ok", "32", what);
+}
+
+/// In colour on a terminal alone: logs are read as text.
+fn mark(sign: &str, colour: &str, what: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("\x1b[1;{colour}m{sign}\x1b[0m {what}");
+    } else {
+        eprintln!("{sign} {what}");
+    }
 }
 
 /// A command as a person would type it.
