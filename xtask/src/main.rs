@@ -49,7 +49,7 @@ enum Verb {
         /// Which one
         name: String,
     },
-    /// The release archive: binary, licences, README
+    /// The release archive: binary, licences, README, docs, manifests of deploy/
     Dist,
 }
 
@@ -168,10 +168,18 @@ fn dist() -> Result<()> {
     let out = root().join("target/dist");
     let dir = out.join(&name);
     std::fs::create_dir_all(&dir).with_context(|| format!("could not make {}", dir.display()))?;
-    for file in ["target/release/gateway", "README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+    for file in ["target/release/gateway", "README.md", "ARCHITECTURE.md", "LICENSE-MIT", "LICENSE-APACHE"] {
         let from = root().join(file);
         let to = dir.join(from.file_name().context("a file without a name")?);
         std::fs::copy(&from, &to).with_context(|| format!("could not copy {} to {}", from.display(), to.display()))?;
+    }
+    // What the README leads to; without what an older archive had.
+    for part in ["docs", "deploy"] {
+        let to = dir.join(part);
+        if to.exists() {
+            std::fs::remove_dir_all(&to).with_context(|| format!("could not remove {}", to.display()))?;
+        }
+        must(Command::new("cp").arg("-r").arg(root().join(part)).arg(&to))?;
     }
     let archive = out.join(format!("{name}.tar.gz"));
     must(Command::new("tar").arg("-C").arg(&out).arg("-czf").arg(&archive).arg(&name))?;
