@@ -112,6 +112,15 @@ fn pointer<T, const FAR: bool>(data: u32, end: u32, offset: usize) -> Option<*mu
     if at + size_of::<T>() > end as usize { None } else { Some(at as *mut T) }
 }
 
+/// An offset below `most`, a power of two, in a register in which the verifier sees that.
+#[inline(always)]
+pub fn bounded(offset: u32, most: usize) -> usize {
+    let mut at = offset as usize;
+    // SAFETY: a register moved to itself: the compiler forgets what it knows of the offset and keeps the mask.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
+    at & (most - 1)
+}
+
 /// A frame before the kernel has made a buffer of it. `FAR`: offsets are not constants.
 pub struct Xdp<const FAR: bool>(*mut xdp_md);
 
@@ -122,8 +131,9 @@ impl<const FAR: bool> Xdp<FAR> {
         Self(ctx)
     }
 
+    /// A pointer to `offset`, when a `T` fits there; whatever its alignment.
     #[inline(always)]
-    fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
+    pub fn pointer<T>(&self, offset: usize) -> Option<*mut T> {
         // SAFETY: the context is valid while the program runs.
         let (data, end) = unsafe { ((*self.0).data, (*self.0).data_end) };
         pointer::<T, FAR>(data, end, offset)

@@ -69,6 +69,8 @@ pub enum Verdict {
     Lost,
     /// Translated, but too big for its way: [`crate::split`] is next.
     Split,
+    /// Not decided: [`missed`] is next.
+    Missed,
 }
 
 impl Verdict {
@@ -98,6 +100,7 @@ impl Verdict {
             15 => Self::Twice6,
             16 => Self::Lost,
             17 => Self::Split,
+            18 => Self::Missed,
             _ => Self::Pass,
         }
     }
@@ -410,7 +413,22 @@ fn query<F: Stages, N: Net, const PLAIN: bool>(
     if !own && !services::visible::<N>(packet, view) {
         return None;
     }
-    let outcome = if PLAIN { dns::plain::<F, N>(frame, view) } else { dns::stage(frame, packet.l3 as u32, view) };
+    let outcome =
+        if PLAIN { dns::plain::<F, N>(frame, view, false) } else { dns::stage(frame, packet.l3 as u32, view) };
+    told(frame, outcome, own)
+}
+
+/// What [`dns::usual`] found no entry for, in an untagged frame: answered if the zone says that there is none.
+#[inline(always)]
+pub fn missed<F: Frame, N: Net>(frame: &mut F) -> Verdict {
+    let Some([view, own]) = dns::usual::left() else { return Verdict::Pass };
+    let outcome = dns::plain::<F, N>(frame, view, true);
+    told(frame, outcome, own != 0).unwrap_or(Verdict::Slow)
+}
+
+/// What becomes of a query; `None`: it goes on as any other packet. `own`: it was sent to an address of the gateway's own.
+#[inline(always)]
+fn told<F: Frame>(frame: &F, outcome: Outcome, own: bool) -> Option<Verdict> {
     match outcome {
         Outcome::Answered => Some(send::back(frame)),
         Outcome::Forwarder if own => Some(Verdict::Pass),

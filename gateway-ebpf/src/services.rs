@@ -8,11 +8,12 @@ use aya_ebpf::{
 use gateway_common::{
     Reason,
     limits::{MAX_DNS_ADDRESSES, MAX_SNAT_ADDRESSES, MAX_VIEW_LIST, MAX_VIEWS, capacity},
-    maps::{Affinity, AffinityKey, Claim, Config, Service, ServiceKey, View, ViewList, config, endpoint},
+    maps::{Affinity, AffinityKey, Claim, Config, Service, ServiceKey, View, ViewList, config, endpoint, service},
     net::{
         error::Error,
         family::{Family, V4, V6},
         hash,
+        headers::UDP,
         parse::{Other, Packet},
     },
 };
@@ -204,6 +205,13 @@ fn service<N: Net>(key: &ServiceKey<N::Addr>) -> Option<&'static Service> {
 #[inline(always)]
 fn service_key<N: Net>(packet: &Packet<N::Addr>) -> ServiceKey<N::Addr> {
     ServiceKey { addr: packet.key.dst, port: packet.key.dport, proto: packet.key.proto, pad: 0 }
+}
+
+/// That address is the cluster DNS Service's, and this view may see it.
+#[inline(always)]
+pub fn answers_for<N: Net>(addr: N::Addr, view: u32) -> bool {
+    service::<N>(&ServiceKey::new(addr, 53, UDP))
+        .is_some_and(|service| service.flags & service::DNS != 0 && sees(service, view))
 }
 
 /// The packet goes to a Service port with one of these [`gateway_common::maps::service`] bits.

@@ -11,7 +11,8 @@ use gateway_common::{
 };
 
 use crate::{
-    frame::{Frame, Tc, Xdp},
+    dns,
+    frame::{Frame, Tc, Xdp, bounded},
     mss,
     net::Net,
     path::{self, Role, Verdict},
@@ -61,15 +62,6 @@ pub trait Stages: Frame {
     fn leave(&mut self, l3: usize, hop: u32, version: u8) -> Result<(), Reason>;
 }
 
-/// An offset below `most`, a power of two, in a register in which the verifier sees that.
-#[inline(always)]
-fn bounded(offset: u32, most: usize) -> usize {
-    let mut at = offset as usize;
-    // SAFETY: a register moved to itself: the compiler forgets what it knows of the offset and keeps the mask.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) at, options(pure, nomem, nostack, preserves_flags)) };
-    at & (most - 1)
-}
-
 #[inline(always)]
 fn l3(offset: u32) -> Option<usize> {
     let offset = bounded(offset, 32);
@@ -90,6 +82,38 @@ pub extern "C" fn gateway_tc_plain(ctx: *mut __sk_buff, role: u32) -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_xdp_plain6(ctx: *mut xdp_md, role: u32) -> u32 {
     path::hot::<Xdp<false>, V6, false>(&mut Xdp::<false>::new(ctx), Role::from_code(role), ETH_LEN).code()
+}
+
+/// [`dns::usual::answer4`]; [`Verdict::Query`]: [`gateway_xdp_ask`] is next.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_usual4(ctx: *mut xdp_md) -> u32 {
+    dns::usual::answer4(ctx).unwrap_or(Verdict::Query).code()
+}
+
+/// [`dns::usual::answer6`]; [`Verdict::Query`]: [`gateway_xdp_ask6`] is next.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_usual6(ctx: *mut xdp_md) -> u32 {
+    dns::usual::answer6(ctx).unwrap_or(Verdict::Query).code()
+}
+
+/// [`path::missed`] of IPv4.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_missed4(ctx: *mut xdp_md) -> u32 {
+    path::missed::<Xdp<false>, V4>(&mut Xdp::<false>::new(ctx)).code()
+}
+
+/// [`path::missed`] of IPv6.
+#[doc(hidden)]
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn gateway_xdp_missed6(ctx: *mut xdp_md) -> u32 {
+    path::missed::<Xdp<false>, V6>(&mut Xdp::<false>::new(ctx)).code()
 }
 
 /// [`Stages::ask6`] in XDP.
@@ -184,7 +208,12 @@ macro_rules! stages {
             }
             #[inline(always)]
             fn ask(&mut self) -> Verdict {
-                Verdict::from_code($ask(self.context().cast()))
+                let usual = if Self::XDP { gateway_xdp_usual4(self.context().cast()) } else { Verdict::Query.code() };
+                match Verdict::from_code(usual) {
+                    Verdict::Query => Verdict::from_code($ask(self.context().cast())),
+                    Verdict::Missed => Verdict::from_code(gateway_xdp_missed4(self.context().cast())),
+                    verdict => verdict,
+                }
             }
             #[inline(always)]
             fn plain6(&mut self, role: Role) -> Verdict {
@@ -197,7 +226,12 @@ macro_rules! stages {
             #[inline(always)]
             fn ask6(&mut self) -> Verdict {
                 if Self::XDP {
-                    Verdict::from_code(gateway_xdp_ask6(self.context().cast()))
+                    let ctx = self.context().cast();
+                    match Verdict::from_code(gateway_xdp_usual6(ctx)) {
+                        Verdict::Query => Verdict::from_code(gateway_xdp_ask6(ctx)),
+                        Verdict::Missed => Verdict::from_code(gateway_xdp_missed6(ctx)),
+                        verdict => verdict,
+                    }
                 } else {
                     self.question::<V6>(ETH_LEN)
                 }

@@ -18,6 +18,7 @@ pub mod name;
 pub mod question;
 pub mod reply;
 pub mod resolve;
+pub mod usual;
 
 #[cfg(any(test, feature = "std"))]
 pub mod build;

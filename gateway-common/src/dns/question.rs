@@ -271,26 +271,18 @@ impl Window {
     /// began at an even offset (it does), and the name's sum for [`Keys::finish`].
     #[inline(always)]
     pub fn hash(&self, len: usize, qtype: u16, keys: &Keys) -> (u16, u64) {
-        let (mut sum, mut hash) = (0u64, 0);
+        let mut sum = NameSum::EMPTY;
         for i in 0..NAME_WORDS {
             if 8 * i + 8 > len {
                 break;
             }
-            let word = self.words[NAME_WORD + i];
-            sum += (word >> 32) + (word & 0xFFFF_FFFF);
-            hash = keys.add(hash, i, word);
+            sum.add(i, self.words[NAME_WORD + i], keys);
         }
         if len & 7 != 0 {
             let (i, word) = self.last(len);
-            sum += (word >> 32) + (word & 0xFFFF_FFFF);
-            hash = keys.add(hash, i, word);
+            sum.add(i, word, keys);
         }
-        sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
-        sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
-        // Summed in native words; the sum of big-endian ones is the same number with its bytes swapped.
-        let name = u16::from_be(fold_sum(sum as u32)) as u32;
-        let tail = fold_sum(qtype as u32 + wire::IN as u32);
-        (fold_sum(name + at_parity(tail, len) as u32), hash)
+        (sum.question(len, qtype), sum.hash)
     }
 
     /// Whether the query's name of `len` bytes is that one, which is folded, zero behind its end, and of as many bytes.
@@ -313,21 +305,28 @@ impl Window {
         word == other[i] || fold_word(word) == other[i]
     }
 
-    /// Folds the query's name of `len` bytes.
+    /// Folds the query's name of `len` bytes, at most [`DNS_NAME`]. False: those are not one name, from its first label to its root.
     #[inline(always)]
-    pub fn fold(&self, len: usize, name: &mut Folded) {
+    pub fn fold(&self, len: usize, name: &mut Folded) -> bool {
         for (i, folded) in name.words.iter_mut().enumerate().take(NAME_WORDS) {
             *folded = fold_word(masked(self.words[NAME_WORD + i], len, i));
         }
-        let (mut labels, mut at) = (0u64, 0);
+        let (mut labels, mut at, mut end) = (0u64, 0, 0);
         for _ in 0..=DNS_NAME / 2 {
             if at >= len {
                 break;
             }
             labels |= 1 << (at & 63);
-            at += 1 + self.byte(wire::HEADER + at) as usize;
+            let label = self.byte(wire::HEADER + at) as usize;
+            // What is no label's length (64 and more) leads behind the end of any name.
+            at += 1 + label;
+            if label == 0 {
+                end = at;
+                break;
+            }
         }
         (name.len, name.labels) = (len as u64, labels);
+        end == len
     }
 
     /// The word that a name of `len` bytes ends in the midst of: its number, and its bytes with zeros behind the end.
@@ -335,6 +334,37 @@ impl Window {
     const fn last(&self, len: usize) -> (usize, u64) {
         let i = (len / 8) & (NAME_WORDS - 1);
         (i, (u64::from_le(self.words[NAME_WORD + i]) & ((1 << (8 * (len & 7))) - 1)).to_le())
+    }
+}
+
+/// What is summed up over the words of a query's name, as the client wrote it.
+#[derive(Clone, Copy, Debug)]
+pub struct NameSum {
+    sum: u64,
+    /// The name's sum for [`Keys::finish`].
+    pub hash: u64,
+}
+
+impl NameSum {
+    /// Of no words.
+    pub const EMPTY: Self = Self { sum: 0, hash: 0 };
+
+    /// Adds word `i` of the name: bytes as they lie in memory, zero behind the name's end.
+    #[inline(always)]
+    pub const fn add(&mut self, i: usize, word: u64, keys: &Keys) {
+        self.sum += (word >> 32) + (word & 0xFFFF_FFFF);
+        self.hash = keys.add(self.hash, i, word);
+    }
+
+    /// The ones' complement sum of the question whose name has `len` bytes, as if it began at an even offset (it does).
+    #[inline(always)]
+    pub const fn question(&self, len: usize, qtype: u16) -> u16 {
+        let sum = (self.sum >> 32) + (self.sum & 0xFFFF_FFFF);
+        let sum = (sum >> 32) + (sum & 0xFFFF_FFFF);
+        // Summed in native words; the sum of big-endian ones is the same number with its bytes swapped.
+        let name = u16::from_be(fold_sum(sum as u32)) as u32;
+        let tail = fold_sum(qtype as u32 + wire::IN as u32);
+        fold_sum(name + at_parity(tail, len) as u32)
     }
 }
 

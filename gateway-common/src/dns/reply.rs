@@ -144,6 +144,13 @@ pub const fn opt(dnssec_ok: bool) -> [u8; wire::OPT] {
     [0, 0, wire::OPT_TYPE as u8, size_high, size_low, 0, 0, if dnssec_ok { 0x80 } else { 0 }, 0, 0, 0]
 }
 
+/// [`opt`] in two words as they lie in memory, the second of which begins with the last byte of the first.
+#[inline(always)]
+pub const fn opt_words(dnssec_ok: bool) -> (u64, u32) {
+    let [a, b, c, d, e, f, g, h, i, j, k] = opt(dnssec_ok);
+    (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([h, i, j, k]))
+}
+
 /// Which of `count` rotating records comes first, the `turn`th time.
 #[inline(always)]
 pub const fn rotation(count: u8, turn: u64) -> u8 {

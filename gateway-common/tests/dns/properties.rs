@@ -94,7 +94,8 @@ proptest! {
             prop_assert_eq!(parse(&window, bytes.len()), Ok(query));
             let key = gateway_common::dns::build::key(request.name(), query.qtype, query.bits).expect("a key");
             let (mut name, len) = (Folded::EMPTY, usize::from(query.name_len));
-            window.fold(len, &mut name);
+            prop_assert!(window.fold(len, &mut name));
+            prop_assert!(!window.fold(len - 1, &mut Folded::EMPTY.clone()));
             prop_assert_eq!(name.bytes(), &key.name[..]);
             let words: [u64; 8] = bytemuck::cast(key.name);
             prop_assert!(window.is(len, &words));

@@ -14,7 +14,7 @@ use gateway_common::{
     dns::{
         hash::Keys,
         question::{Folded, Query, Window, parse},
-        reply::{Reply, aged, fold_sum, opt, rotation, ttl_change},
+        reply::{Reply, aged, fold_sum, opt_words, rotation, ttl_change},
         resolve::{Entry, Lookup, Outcome as Found, resolve},
         wire,
     },
@@ -62,6 +62,11 @@ pub struct Scratch {
     pub query: Query,
     /// Who asks, network order, as [`gateway_common::dns::limit::mapped`] has IPv4.
     pub source: [u32; 4],
+    /// Sums of the name in [`Self::query`], as [`Window::hash`] has them, when [`super::usual`] found no entry for it.
+    pub sums: (u16, u64),
+    /// Then, too: the client's view, and whether it asked an address of the gateway's own.
+    pub view: u32,
+    pub own: u32,
     /// The tick when the clock was last asked, and what it said.
     tick: u64,
     time: u64,
@@ -103,7 +108,7 @@ impl Scratch {
 
     /// `CLOCK_MONOTONIC` in ns, rather late than early. The clock is asked once a tick.
     #[inline(always)]
-    fn now(&mut self) -> u64 {
+    pub fn now(&mut self) -> u64 {
         let tick = now();
         if self.tick != tick {
             // SAFETY: the helper reads a clock.
@@ -119,8 +124,7 @@ impl Scratch {
         if self.opt == NO_OPT {
             return None;
         }
-        let [a, b, c, d, e, f, g, h, i, j, k] = opt(self.opt == OPT_WITH_DO);
-        Some((u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([h, i, j, k])))
+        Some(opt_words(self.opt == OPT_WITH_DO))
     }
 
     /// Header, sum and lengths of an answer whose body, with that sum, is in `out` from `from` on.
@@ -157,13 +161,18 @@ impl Scratch {
     }
 }
 
-/// The number of the longest zone that the name in the scratch is in; [`MAX_ZONES`]: none.
+/// [`gateway_dns_zone`] was asked about what is no name.
+const NO_NAME: u32 = MAX_ZONES as u32 + 1;
+
+/// The number of the longest zone that the name in the scratch is in; [`MAX_ZONES`]: none; [`NO_NAME`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_dns_zone() -> u32 {
     let mut found = MAX_ZONES as u32;
     let Some(scratch) = Scratch::get() else { return found };
-    scratch.window.fold(scratch.query.name_len as usize, &mut scratch.name);
+    if !scratch.window.fold(scratch.query.name_len as usize, &mut scratch.name) {
+        return NO_NAME;
+    }
     let mut longest = 0;
     for index in 0..MAX_ZONES as u32 {
         let Some(zone) = ZONES.get(index) else { break };
@@ -178,13 +187,13 @@ pub extern "C" fn gateway_dns_zone() -> u32 {
 
 /// The keys that the agent has chosen.
 #[inline(always)]
-fn keys() -> &'static Keys {
+pub fn keys() -> &'static Keys {
     // SAFETY: the static is a plain value that lives as long as the program; in the box, as the agent changes it behind the compiler.
     unsafe { &*core::hint::black_box(&raw const DNS_KEYS) }
 }
 
 /// An entry in its map.
-struct Held(*mut DnsEntry);
+pub struct Held(*mut DnsEntry);
 
 impl Entry for Held {
     #[inline(always)]
@@ -195,9 +204,15 @@ impl Entry for Held {
 }
 
 impl Held {
+    /// The entry under that hash, whatever its name.
+    #[inline(always)]
+    pub fn get(hash: DnsHash) -> Option<Self> {
+        ANSWERS.get_ptr_mut(hash).map(Self)
+    }
+
     /// Counts an answer; how many were given before. Two CPUs may count one: it is for popularity and turns only.
     #[inline(always)]
-    fn hit(&self) -> u64 {
+    pub fn hit(&self) -> u64 {
         // SAFETY: as in `head`; no reference to this field is ever made.
         unsafe {
             let hits = &raw mut (*self.0).hits;
@@ -214,8 +229,12 @@ struct Tables<'a> {
     len: usize,
     /// The name's sum for the hash.
     hash: u64,
+    /// There is nothing to be found by the first look-up, which is that of the query's type without bits.
+    absent: bool,
     /// Another name was found under the query's hash: nothing is known about the query then.
     collided: bool,
+    /// What was taken for the query's name is none.
+    nameless: bool,
 }
 
 impl Lookup for Tables<'_> {
@@ -224,8 +243,11 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn entry(&mut self, qtype: u16, bits: u8) -> Option<Held> {
+        if core::mem::take(&mut self.absent) {
+            return None;
+        }
         let tag = dns_key::tag(qtype, bits, self.len as u8);
-        let found = Held(ANSWERS.get_ptr_mut(keys().finish(self.hash, tag))?);
+        let found = Held::get(keys().finish(self.hash, tag))?;
         let entry = found.head();
         if entry.tag == tag && self.window.is(self.len, entry.name_words()) {
             return Some(found);
@@ -236,7 +258,9 @@ impl Lookup for Tables<'_> {
 
     #[inline(always)]
     fn zone(&mut self) -> Option<&'static Zone> {
-        ZONES.get(gateway_dns_zone())
+        let zone = gateway_dns_zone();
+        self.nameless = zone == NO_NAME;
+        ZONES.get(zone)
     }
 
     #[inline(always)]
@@ -251,32 +275,38 @@ pub const ANSWERED: u32 = 1 << 16;
 /// [`answer`] as a function of its own: the number that it is counted as, with [`ANSWERED`] when there is one.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn gateway_dns_answer(len: u32, view: u32) -> u32 {
+pub extern "C" fn gateway_dns_answer(len: u32, view: u32, absent: u32) -> u32 {
     // The mask is the verifier's.
-    match answer(len as usize & 0xff, view) {
+    match answer(len as usize & 0xff, view, absent != 0) {
         Ok(reason) => reason | ANSWERED,
         Err(reason) => reason,
     }
 }
 
 /// Looks the query of `len` bytes in the scratch up for a client of that view and lays its answer out there. `Ok`: the number of the
-/// [`Reason`] that it is counted as.
+/// [`Reason`] that it is counted as. `absent`: [`super::usual`] has read it, and seen that for its name and type there is
+/// no entry; nobody has looked at the name's labels.
 ///
 /// # Errors
 /// Why there is no answer, by number.
 #[inline(always)]
-pub fn answer(len: usize, view: u32) -> Result<u32, u32> {
+pub fn answer(len: usize, view: u32, absent: bool) -> Result<u32, u32> {
     const UNSUPPORTED: u32 = Reason::DnsUnsupported as u32;
     const MISS: u32 = Reason::DnsMiss as u32;
     let scratch = Scratch::get().ok_or(UNSUPPORTED)?;
-    scratch.query = parse(&scratch.window, len).map_err(|_| UNSUPPORTED)?;
+    if !absent {
+        scratch.query = parse(&scratch.window, len).map_err(|_| UNSUPPORTED)?;
+    }
     // Read back: however the parser came to its end, the verifier goes on with one state.
     let scratch = Scratch::get().ok_or(UNSUPPORTED)?;
     let query = scratch.query;
     let len = query.name_len as usize;
-    let (question, hash) = scratch.window.hash(len, query.qtype, keys());
-    let mut tables = Tables { window: &scratch.window, len, hash, collided: false };
+    let (question, hash) = if absent { scratch.sums } else { scratch.window.hash(len, query.qtype, keys()) };
+    let mut tables = Tables { window: &scratch.window, len, hash, absent, collided: false, nameless: false };
     let found = resolve(&mut tables, &query, view);
+    if tables.nameless {
+        return Err(UNSUPPORTED);
+    }
     if tables.collided {
         return Err(MISS);
     }
@@ -314,7 +344,7 @@ pub extern "C" fn gateway_dns_slip() -> u32 {
 
 /// What the answer is counted as.
 #[inline(always)]
-fn reason(reply: &Reply) -> Reason {
+pub fn reason(reply: &Reply) -> Reason {
     if reply.truncated {
         Reason::DnsTruncated
     } else if reply.flags & wire::RCODE == wire::NXDOMAIN {

@@ -54,7 +54,8 @@ pub fn answered(view: u32) {
 #[unsafe(no_mangle)]
 pub extern "C" fn gateway_dns_log(view: u32) -> u32 {
     let Some(scratch) = Scratch::get() else { return 0 };
-    scratch.window.fold(usize::from(scratch.query.name_len), &mut scratch.name);
+    // A query that was answered has a name.
+    let _ = scratch.window.fold(usize::from(scratch.query.name_len), &mut scratch.name);
     let Some(mut entry) = DNS_LOG.reserve::<Asked>(0) else {
         count(Reason::DnsLogLost);
         return 0;

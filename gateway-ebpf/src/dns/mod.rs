@@ -1,8 +1,10 @@
 //! Queries answered in the kernel: the message out of the frame, the answer ([`answer`]) into it.
 
 mod answer;
+mod header;
 mod limit;
 mod log;
+pub mod usual;
 
 use core::{
     hint::black_box,
@@ -16,17 +18,14 @@ use aya_ebpf::{
 };
 use gateway_common::{
     Reason,
-    dns::{
-        limit::{Verdict, mapped},
-        question::Window,
-        wire,
-    },
+    dns::{limit::Verdict, question::Window, wire},
     net::{
-        checksum::{finish, fold},
+        checksum::fold,
         family::Family,
-        headers::{ETH_LEN, UDP, UDP_LEN, Udp},
+        headers::{ETH_LEN, UDP_LEN, Udp},
     },
 };
+use header::{Asked, Dns, Head4, Head6, Header, udp_check};
 
 use crate::{
     counters::count_number,
@@ -35,10 +34,6 @@ use crate::{
 
 /// Where an IP header may begin: behind up to two VLAN tags.
 const MAX_L3: usize = ETH_LEN + 8;
-/// Time to live and hop limit of answers.
-const TTL: u8 = 64;
-/// "Don't fragment".
-const DONT_FRAGMENT: u16 = 0x4000u16.to_be();
 
 /// What became of a query, which is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,56 +96,12 @@ fn far<F: Frame>(frame: &mut F, l3: u32, view: u32) -> u32 {
     }
     // Two bytes, as the verifier learns nothing from a comparison of one with the frame's end.
     let answered = match frame.get::<[u8; 2]>(l3) {
-        Some([version, _]) if version >> 4 == 4 => of_ipv4::<F, false>(frame, l3, view),
-        Some([version, _]) if version >> 4 == 6 => of_ipv6(frame, l3, view),
+        Some([version, _]) if version >> 4 == 4 => of_ipv4::<F, false>(frame, l3, view, false),
+        Some([version, _]) if version >> 4 == 6 => of_ipv6(frame, l3, view, false),
         _ => Err(UNSUPPORTED),
     };
     counted(answered, view) as u32
 }
-
-/// IPv4 without options, UDP and DNS header, in fields as large as they can be read at once. BPF's loads and stores take any
-/// address, whatever the compiler believes of a frame's alignment.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Head4 {
-    version_tos: [u8; 2],
-    total: u16,
-    id: u16,
-    fragment: u16,
-    ttl_proto: [u8; 2],
-    check: u16,
-    src: u32,
-    dst: u32,
-    udp: Ports,
-    dns: Dns,
-}
-
-/// The same of IPv6.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Head6 {
-    /// Version, traffic class, flow label.
-    flow: u32,
-    payload: u16,
-    next_hops: [u8; 2],
-    src: [u32; 4],
-    dst: [u32; 4],
-    udp: Ports,
-    dns: Dns,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Ports {
-    sport: u16,
-    dport: u16,
-    len: u16,
-    check: u16,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Dns([u16; 6]);
 
 /// Not answered: what becomes of the frame, and the number of the reason.
 type Left = (Outcome, u32);
@@ -169,18 +120,13 @@ fn head<F: Frame, T, const N: usize>(frame: &mut F, offset: usize) -> Option<*mu
     frame.at::<[u8; N]>(offset).map(|bytes| bytes.as_mut_ptr().cast())
 }
 
+/// [`stage`] of an untagged frame, as part of the caller. `absent`: as [`answer()`] has it.
 #[inline(always)]
-const fn add(word: u32) -> u32 {
-    (word & 0xffff) + (word >> 16)
-}
-
-/// [`stage`] of an untagged frame, as part of the caller.
-#[inline(always)]
-pub fn plain<F: Frame, N: Family>(frame: &mut F, view: u32) -> Outcome {
+pub fn plain<F: Frame, N: Family>(frame: &mut F, view: u32, absent: bool) -> Outcome {
     let answered = match (N::VERSION, F::XDP) {
-        (4, true) => of_ipv4::<F, true>(frame, ETH_LEN, view),
-        (4, false) => of_ipv4::<F, false>(frame, ETH_LEN, view),
-        _ => of_ipv6(frame, ETH_LEN, view),
+        (4, true) => of_ipv4::<F, true>(frame, ETH_LEN, view, absent),
+        (4, false) => of_ipv4::<F, false>(frame, ETH_LEN, view, absent),
+        _ => of_ipv6(frame, ETH_LEN, view, absent),
     };
     counted(answered, view)
 }
@@ -198,102 +144,35 @@ fn counted(answered: Result<u32, Left>, view: u32) -> Outcome {
     outcome
 }
 
-/// What of the query's headers the rest needs.
-struct Asked {
-    /// Who asks, as [`Scratch::source`].
-    source: [u32; 4],
-    /// Sum of addresses and protocol, which the answer's pseudo-header shares.
-    pseudo: u32,
-    /// Sum of both ports.
-    ports: u32,
-    /// UDP length, host order.
-    len: u16,
-    check: u16,
+#[inline(always)]
+fn of_ipv4<F: Frame, const INLINE: bool>(frame: &mut F, l3: usize, view: u32, absent: bool) -> Result<u32, Left> {
+    of::<F, Head4, { size_of::<Head4>() }, INLINE>(frame, l3, view, absent)
 }
 
 #[inline(always)]
-fn of_ipv4<F: Frame, const INLINE: bool>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
-    const IP: usize = 20;
-    const ALL: usize = size_of::<Head4>();
+fn of_ipv6<F: Frame>(frame: &mut F, l3: usize, view: u32, absent: bool) -> Result<u32, Left> {
+    of::<F, Head6, { size_of::<Head6>() }, false>(frame, l3, view, absent)
+}
+
+/// `ALL`: bytes of `H`.
+#[inline(always)]
+fn of<F: Frame, H: Header, const ALL: usize, const INLINE: bool>(
+    frame: &mut F,
+    l3: usize,
+    view: u32,
+    absent: bool,
+) -> Result<u32, Left> {
     if !frame.linear(l3 + ALL) {
         return Err(UNSUPPORTED);
     }
-    let Some(ip) = head::<F, Head4, ALL>(frame, l3) else { return Err(UNSUPPORTED) };
-    // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
-    let asked = unsafe {
-        if (*ip).version_tos[0] != 0x45 || (*ip).ttl_proto[1] != UDP || (*ip).fragment & 0x3fffu16.to_be() != 0 {
-            return Err(UNSUPPORTED);
-        }
-        Asked {
-            source: mapped((*ip).src),
-            pseudo: add((*ip).src) + add((*ip).dst) + u32::from(u16::from_ne_bytes([0, UDP])),
-            ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
-            len: u16::from_be((*ip).udp.len),
-            check: (*ip).udp.check,
-        }
-    };
-    let (scratch, udp_len, udp_check, reason) = answered::<F, INLINE>(frame, l3 + IP, view, &asked)?;
-    let Some(ip) = head::<F, Head4, ALL>(frame, l3) else { return Err(LOST) };
+    let Some(ip) = head::<F, H, ALL>(frame, l3) else { return Err(UNSUPPORTED) };
+    // SAFETY: the pointer was checked against the frame's end.
+    let Some(asked) = (unsafe { H::asked(ip) }) else { return Err(UNSUPPORTED) };
+    let (scratch, udp_len, udp_check, reason) = answered::<F, INLINE>(frame, l3 + H::IP, view, absent, &asked)?;
+    let Some(ip) = head::<F, H, ALL>(frame, l3) else { return Err(LOST) };
     // SAFETY: as above; the frame is ours.
-    unsafe {
-        let (src, dst) = ((*ip).src, (*ip).dst);
-        let total = (IP as u16 + udp_len).to_be();
-        let [_, tos] = (*ip).version_tos;
-        // An atomic datagram needs no identification (RFC 6864).
-        let fixed = add(u32::from_ne_bytes([0x45, tos, TTL, UDP])) + u32::from(DONT_FRAGMENT);
-        (*ip).version_tos[0] = 0x45;
-        (*ip).total = total;
-        (*ip).id = 0;
-        (*ip).fragment = DONT_FRAGMENT;
-        (*ip).ttl_proto = [TTL, UDP];
-        (*ip).check = u16::from_ne_bytes(finish(add(src) + add(dst) + fixed + u32::from(total)));
-        ((*ip).src, (*ip).dst) = (dst, src);
-        turn(&raw mut (*ip).udp, &raw mut (*ip).dns, scratch, udp_len, udp_check);
-    }
-    body(frame, l3 + IP + UDP_LEN)?;
-    Ok(reason)
-}
-
-#[inline(always)]
-fn of_ipv6<F: Frame>(frame: &mut F, l3: usize, view: u32) -> Result<u32, Left> {
-    const IP: usize = 40;
-    const ALL: usize = size_of::<Head6>();
-    if !frame.linear(l3 + ALL) {
-        return Err(UNSUPPORTED);
-    }
-    let Some(ip) = head::<F, Head6, ALL>(frame, l3) else { return Err(UNSUPPORTED) };
-    // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
-    let asked = unsafe {
-        if (*ip).next_hops[0] != UDP || u16::from_be((*ip).payload) < u16::from_be((*ip).udp.len) {
-            return Err(UNSUPPORTED);
-        }
-        let (source, dst) = ((*ip).src, (*ip).dst);
-        let (src, dst) = (
-            add(source[0]) + add(source[1]) + add(source[2]) + add(source[3]),
-            add(dst[0]) + add(dst[1]) + add(dst[2]) + add(dst[3]),
-        );
-        Asked {
-            source,
-            pseudo: src + dst + u32::from(u16::from_ne_bytes([0, UDP])),
-            ports: u32::from((*ip).udp.sport) + u32::from((*ip).udp.dport),
-            len: u16::from_be((*ip).udp.len),
-            check: (*ip).udp.check,
-        }
-    };
-    // RFC 8200 section 8.1: a UDP datagram over IPv6 without a checksum is not to be taken.
-    if asked.check == 0 {
-        return Err(UNSUPPORTED);
-    }
-    let (scratch, udp_len, udp_check, reason) = answered::<F, false>(frame, l3 + IP, view, &asked)?;
-    let Some(ip) = head::<F, Head6, ALL>(frame, l3) else { return Err(LOST) };
-    // SAFETY: as above; the frame is ours. Traffic class and flow label stay the query's.
-    unsafe {
-        (*ip).payload = udp_len.to_be();
-        (*ip).next_hops = [UDP, TTL];
-        ((*ip).src, (*ip).dst) = ((*ip).dst, (*ip).src);
-        turn(&raw mut (*ip).udp, &raw mut (*ip).dns, scratch, udp_len, udp_check);
-    }
-    body(frame, l3 + IP + UDP_LEN)?;
+    unsafe { H::answer(ip, udp_len, udp_check, scratch.header.map(u16::from_ne_bytes)) };
+    body(frame, l3 + H::IP + UDP_LEN)?;
     Ok(reason)
 }
 
@@ -307,6 +186,7 @@ fn answered<F: Frame, const INLINE: bool>(
     frame: &mut F,
     l4: usize,
     view: u32,
+    absent: bool,
     asked: &Asked,
 ) -> Result<(&'static Scratch, u16, u16, u32), Left> {
     let pseudo = |len: u16| fold(asked.pseudo + u32::from(len.to_be()));
@@ -332,9 +212,9 @@ fn answered<F: Frame, const INLINE: bool>(
         return Err(UNSUPPORTED);
     }
     let found = if INLINE {
-        answer(len as usize, view)
+        answer(len as usize, view, absent)
     } else {
-        match gateway_dns_answer(len, view) {
+        match gateway_dns_answer(len, view, u32::from(absent)) {
             number if number & ANSWERED != 0 => Ok(number & !ANSWERED),
             number => Err(number),
         }
@@ -350,15 +230,7 @@ fn answered<F: Frame, const INLINE: bool>(
     let opt = if scratch.opt().is_some() { wire::OPT } else { 0 };
     let answer = usize::from(scratch.body_at) + usize::from(scratch.len) + opt;
     let udp_len = (UDP_LEN + answer) as u16;
-    let check = if partial {
-        pseudo(udp_len)
-    } else {
-        let sum = asked.pseudo + asked.ports + 2 * u32::from(udp_len.to_be()) + u32::from(scratch.sum.to_be());
-        match !fold(sum) {
-            0 => 0xFFFF,
-            check => check,
-        }
-    };
+    let check = if partial { pseudo(udp_len) } else { udp_check(asked, udp_len, scratch.sum) };
     if frame.resize((message + answer) as u32).is_err() {
         limit::give_back(view);
         return Err(if F::XDP { left(Outcome::Tc, Reason::NoRoom) } else { LOST });
@@ -366,26 +238,20 @@ fn answered<F: Frame, const INLINE: bool>(
     if !frame.linear(l4 + UDP_LEN + size_of::<Dns>()) {
         return Err(LOST);
     }
+    turn_macs(frame)?;
+    Ok((scratch, udp_len, check, reason))
+}
+
+/// Source and destination MAC change places.
+#[inline(always)]
+fn turn_macs<F: Frame>(frame: &mut F) -> Result<(), Left> {
     let Some(macs) = head::<F, [u32; 3], 12>(frame, 0) else { return Err(LOST) };
     // SAFETY: the pointer was checked against the frame's end, and any bytes are integers.
     unsafe {
         let [a, b, c] = (*macs).map(u32::from_le);
         *macs = [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16].map(u32::to_le);
     }
-    Ok((scratch, udp_len, check, reason))
-}
-
-/// UDP and DNS header of the answer.
-///
-/// # Safety
-/// Both pointers must be valid, whatever their alignment.
-#[inline(always)]
-unsafe fn turn(udp: *mut Ports, dns: *mut Dns, scratch: &Scratch, len: u16, check: u16) {
-    // SAFETY: the caller vouches for the pointers.
-    unsafe {
-        *udp = Ports { sport: (*udp).dport, dport: (*udp).sport, len: len.to_be(), check };
-        (*dns).0 = scratch.header.map(u16::from_ne_bytes);
-    }
+    Ok(())
 }
 
 /// Writes what goes behind the question; `message`: where the answer begins.
