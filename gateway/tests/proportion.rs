@@ -2,9 +2,10 @@
 //! `cargo xtask bench control` measures the same in CPU time.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -22,17 +23,19 @@ use gateway::{
 };
 use gateway_common::maps::{self, DnsEntry, DnsKey, DnsLarge};
 
-/// Counts what the kernel would be asked for.
+/// Counts what the kernel would be asked for, and has what it would have.
 #[derive(Default)]
-struct Counter(AtomicUsize);
+struct Counter(AtomicUsize, Mutex<HashMap<DnsKey, DnsEntry>>);
 
 impl AnswerStore for Counter {
-    fn put(&self, _: &DnsKey, _: &DnsEntry, _: Option<&DnsLarge>) -> io::Result<()> {
+    fn put(&self, key: &DnsKey, entry: &DnsEntry, _: Option<&DnsLarge>) -> io::Result<()> {
         self.0.fetch_add(1, Ordering::Relaxed);
+        self.1.lock().expect("lock").insert(*key, *entry);
         Ok(())
     }
-    fn remove(&self, _: &DnsKey) -> io::Result<()> {
+    fn remove(&self, key: &DnsKey) -> io::Result<()> {
         self.0.fetch_add(1, Ordering::Relaxed);
+        self.1.lock().expect("lock").remove(key);
         Ok(())
     }
     fn hits(&self, _: &DnsKey) -> Option<u64> {
@@ -87,6 +90,15 @@ impl World {
         world
     }
 
+    /// Everything anew, in one step; entries written.
+    fn apply_all(&self, names: &[ObjectName]) -> usize {
+        let before = self.written.0.load(Ordering::Relaxed);
+        let plan = |name| plan::plan_service(&self.cluster, name, &self.config).unwrap_or_default();
+        let plans: Vec<_> = names.iter().map(|name| (name, plan(name))).collect();
+        self.zone.apply_all(plans.iter().map(|(name, plan)| (*name, &plan.records[..])));
+        self.written.0.load(Ordering::Relaxed) - before
+    }
+
     /// Services planned and entries written for these events.
     fn apply(&mut self, events: Vec<Event>) -> (usize, usize) {
         let before = self.written.0.load(Ordering::Relaxed);
@@ -130,4 +142,32 @@ fn a_change_is_planned_and_written_alone_however_many_services_there_are() {
         assert!(many.0 <= 1 && many.1 <= 16, "{what}: {many:?}");
         assert_eq!(many == (0, 0), what == "nothing", "{what}: {many:?}");
     }
+}
+
+#[test]
+fn services_that_come_together_make_the_entries_that_each_alone_makes_and_the_names_they_share_once() {
+    let alone = World::new(40);
+    let mut together = World::new(0);
+    let mut objects = Objects::default();
+    for number in 0..40 {
+        let parsed = objects_of(number, 1);
+        objects.services.extend(parsed.services);
+        objects.slices.extend(parsed.slices);
+    }
+    let dirty = together.cluster.apply(vec![Event::Snapshot(Box::new(objects))]);
+    let names: Vec<_> = dirty.services.into_iter().collect();
+    let written = together.apply_all(&names);
+    let entries = |world: &World| world.written.1.lock().expect("lock").clone();
+    assert!(entries(&alone) == entries(&together), "the same entries");
+    // The domain's own were there before.
+    assert!(written <= entries(&together).len(), "{written} written, each once");
+    assert_eq!(together.apply_all(&names), 0, "nothing has changed");
+
+    // One of them goes: what it shares with the others stays.
+    together.cluster.apply(vec![Event::ServiceGone(names[3].clone())]);
+    let written = together.apply_all(&names);
+    assert!((1..=16).contains(&written), "{written}");
+    let mut alone = alone;
+    alone.apply(vec![Event::ServiceGone(names[3].clone())]);
+    assert!(entries(&alone) == entries(&together), "the same entries after one is gone");
 }

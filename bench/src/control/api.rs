@@ -15,6 +15,7 @@ use axum::{
     extract::{Query, State},
     http::{StatusCode, Uri},
     response::{IntoResponse as _, Response},
+    serve::ListenerExt as _,
 };
 use futures::stream;
 use serde_json::{Value, json};
@@ -109,6 +110,10 @@ impl Api {
         socket.set_nonblocking(true)?;
         let _inside = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(socket).context("the stand-in API server's socket")?;
+        // As the real one: without, a second event within 40 ms waits for the acknowledgement of the first.
+        let listener = listener.tap_io(|stream| {
+            let _refused = stream.set_nodelay(true);
+        });
         let router = Router::new().fallback(answer).with_state(self.clone());
         runtime.spawn(async move { axum::serve(listener, router).await });
         Ok(())

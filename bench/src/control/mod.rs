@@ -40,34 +40,38 @@ const SMALL: Size = Size { services: 100, large: 0 };
 const REST: (Duration, u32) = (Duration::from_millis(50), 200);
 /// The same for the busy cluster.
 const BUSY: (Duration, u32) = (Duration::from_millis(10), 2_000);
+/// In so many rounds: the two clusters take turns, so that what disturbs one disturbs the other.
+const ROUNDS: u32 = 10;
 /// A change that takes longer than this is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For how long an idle agent is watched.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// What was measured of one cluster.
-struct Figures {
+/// A cluster behind its agent, and what was measured of it.
+struct Cluster {
     size: Size,
+    api: Api,
+    agent: Option<Process>,
+    lab: Lab,
+    maps: Services,
+    /// How often each Service has changed.
+    turns: Vec<u32>,
+    /// Serves the API.
+    _runtime: tokio::runtime::Runtime,
     /// From the agent's start, and from the last page of the lists, until it was ready; seconds.
     start: f64,
     sync: f64,
     /// Bytes of the lists.
     listed: usize,
     memory: Memory,
+    /// Share of one CPU.
+    idle_cpu: f64,
     rest: Times,
-    busy: Times,
+    /// Times and shares of one CPU of each round.
+    busy: Vec<Times>,
+    busy_cpu: Vec<f64>,
     large: Option<Times>,
     names: Times,
-    /// Shares of one CPU.
-    idle_cpu: f64,
-    busy_cpu: f64,
-}
-
-impl Figures {
-    /// CPU time of one change, in microseconds, without what an idle agent takes.
-    fn cost(&self) -> f64 {
-        (self.busy_cpu - self.idle_cpu).max(0.0) * BUSY.0.as_secs_f64() * 1e6
-    }
 }
 
 /// Runs everything and prints the table; false: a target was missed.
@@ -75,8 +79,20 @@ impl Figures {
 /// # Errors
 /// When the lab cannot be built, or a change never arrived.
 pub fn run() -> Result<bool> {
-    let small = measure(SMALL)?;
-    let large = measure(LARGE)?;
+    let mut clusters = [Cluster::start(SMALL)?, Cluster::start(LARGE)?];
+    for cluster in &mut clusters {
+        cluster.rest = cluster.to_map(REST)?;
+    }
+    for _ in 0..ROUNDS {
+        clusters.iter_mut().try_for_each(Cluster::busy_round)?;
+    }
+    for cluster in &mut clusters {
+        cluster.large = cluster.large_to_map()?;
+        cluster.names = cluster.lab.client().enter(|| to_answer(&cluster.api))?;
+    }
+    for cluster in &mut clusters {
+        cluster.stop()?;
+    }
     let real = match cluster::program() {
         Ok(_) => Some(real::measure(LARGE)?),
         Err(why) => {
@@ -86,27 +102,8 @@ pub fn run() -> Result<bool> {
     };
     let mut table = Table { ok: true };
     println!("{:<58} {:>10} {:>8} {:>6}", "", "measured", "target", "");
-    for figures in [&small, &large] {
-        let Size { services, .. } = figures.size;
-        let target = |limit: f64| (services == LARGE.services).then_some(limit);
-        println!(
-            "{services} Services, {} endpoints, lists of {:.1} MB",
-            figures.size.endpoints(),
-            figures.listed as f64 / 1e6
-        );
-        table.row("  ready after the agent's start, s", figures.start, None);
-        table.row("  ready after the last list was sent, s", figures.sync, target(3.0));
-        table.row("  resident at rest, MB", figures.memory.resident as f64 / 1e6, target(150.0));
-        table.row("  resident at the peak, MB", figures.memory.peak as f64 / 1e6, None);
-        table.times("  event to kernel map, at rest, ms", &figures.rest, target(10.0));
-        table.times("  event to kernel map, 100 changes a second, ms", &figures.busy, None);
-        if let Some(times) = &figures.large {
-            table.times(&format!("  event to kernel map, Service of {}, ms", figures.size.large), times, None);
-        }
-        table.times("  event to DNS answer, 100 changes a second, ms", &figures.names, target(50.0));
-        table.row("  CPU at 100 changes a second, %", figures.busy_cpu * 100.0, None);
-        table.row("  CPU without changes, %", figures.idle_cpu * 100.0, None);
-        table.row("  CPU of a change, us", figures.cost(), None);
+    for cluster in &clusters {
+        cluster.tell(&mut table);
     }
     if let Some(figures) = &real {
         println!("the same in a real API server (streamed, TLS, on the same processors)");
@@ -117,6 +114,7 @@ pub fn run() -> Result<bool> {
         table.times("  written to kernel map, 100 changes a second, ms", &figures.busy, None);
         table.row("  CPU at 100 changes a second, %", figures.busy_cpu * 100.0, None);
     }
+    let [small, large] = &clusters;
     table.row("cost of a change, large against small", large.cost() / small.cost(), Some(1.5));
     Ok(table.ok)
 }
@@ -147,59 +145,132 @@ impl Table {
     }
 }
 
-fn measure(size: Size) -> Result<Figures> {
-    let api = Api::new();
-    world::fill(&api, size);
-    let lab = Lab::build(Topology::with_pods(&[]))?;
-    route_pods(&lab)?;
-    let socket = lab.node(Node::Gateway).enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
-    let server = socket.local_addr()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    api.serve(&runtime, socket)?;
+impl Cluster {
+    /// Fills an API server and starts an agent, until it is ready and at rest.
+    fn start(size: Size) -> Result<Self> {
+        let api = Api::new();
+        world::fill(&api, size);
+        let lab = Lab::build(Topology::with_pods(&[]))?;
+        route_pods(&lab)?;
+        let socket = lab.node(Node::Gateway).enter(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let server = socket.local_addr()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        api.serve(&runtime, socket)?;
 
-    let began = Instant::now();
-    let agent = start(&lab, &unguarded(&lab, &format!("http://{server}"))?)?;
-    let ready = Instant::now();
-    let (listed, bytes) = api.listed();
-    let listed_at = listed.context("the agent has not asked for a list")?;
-    let pid = agent.pid();
-    std::thread::sleep(Duration::from_secs(3));
-    let memory = Memory::of(pid)?;
+        let began = Instant::now();
+        let agent = start(&lab, &unguarded(&lab, &format!("http://{server}"))?)?;
+        let ready = Instant::now();
+        let (listed_at, listed) = api.listed();
+        let listed_at = listed_at.context("the agent has not asked for a list")?;
+        std::thread::sleep(Duration::from_secs(3));
+        let pid = agent.pid();
+        let memory = Memory::of(pid)?;
+        let (_, idle_cpu) = spent(pid, || {
+            std::thread::sleep(IDLE);
+            Ok(())
+        })?;
+        Ok(Self {
+            maps: Services::of(pid)?,
+            turns: vec![0; size.services as usize],
+            start: (ready - began).as_secs_f64(),
+            sync: ready.saturating_duration_since(listed_at).as_secs_f64(),
+            size,
+            api,
+            lab,
+            agent: Some(agent),
+            _runtime: runtime,
+            listed,
+            memory,
+            idle_cpu,
+            rest: Times::default(),
+            busy: Vec::new(),
+            busy_cpu: Vec::new(),
+            large: None,
+            names: Times::default(),
+        })
+    }
 
-    let spent = |work: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
-        let (before, began) = (cpu(pid)?, Instant::now());
-        work()?;
-        Ok((cpu(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64())
-    };
-    let idle_cpu = spent(&mut || {
-        std::thread::sleep(IDLE);
+    fn busy_round(&mut self) -> Result<()> {
+        let pid = self.pid()?;
+        let (times, cpu) = spent(pid, || self.to_map((BUSY.0, BUSY.1 / ROUNDS)))?;
+        self.busy.push(times);
+        self.busy_cpu.push(cpu);
         Ok(())
-    })?;
-    let maps = Services::of(pid)?;
-    let mut turns = vec![0; size.services as usize];
-    let put = |slice| Ok(api.put("endpointslices", slice));
-    let rest = to_map(&put, &maps, &mut turns, REST)?;
-    let mut busy = Times::default();
-    let busy_cpu = spent(&mut || {
-        busy = to_map(&put, &maps, &mut turns, BUSY)?;
-        Ok(())
-    })?;
-    let large = (size.large > 0).then(|| large_to_map(&api, &maps, size)).transpose()?;
-    let names = lab.client().enter(|| to_answer(&api))?;
-    stop(agent, &lab)?;
-    Ok(Figures {
-        size,
-        start: (ready - began).as_secs_f64(),
-        sync: ready.saturating_duration_since(listed_at).as_secs_f64(),
-        listed: bytes,
-        memory,
-        rest,
-        busy,
-        large,
-        names,
-        idle_cpu,
-        busy_cpu,
-    })
+    }
+
+    /// From an ordinary Service's slice to its entry in the kernel's map.
+    fn to_map(&mut self, pace: (Duration, u32)) -> Result<Times> {
+        let put = |slice| Ok(self.api.put("endpointslices", slice));
+        to_map(&put, &self.maps, &mut self.turns, pace)
+    }
+
+    /// The same for the large Service, if there is one, of whose slices one changes at a time.
+    fn large_to_map(&self) -> Result<Option<Times>> {
+        if self.size.large == 0 {
+            return Ok(None);
+        }
+        let vip = world::large_vip(self.size);
+        let change = |number: u32| {
+            let before = self.maps.table(vip)?;
+            let at = self.api.put("endpointslices", world::large_slice(self.size, number, 1));
+            Ok(Change { at, of: before })
+        };
+        follow((Duration::from_millis(500), 20), change, |before| Ok(self.maps.table(vip)? != *before))
+            .map(Some)
+            .context("the large Service")
+    }
+
+    /// Ends the agent, when all is measured.
+    fn stop(&mut self) -> Result<()> {
+        self.agent.take().map_or(Ok(()), |agent| stop(agent, &self.lab))
+    }
+
+    fn pid(&self) -> Result<u32> {
+        self.agent.as_ref().map(Process::pid).context("the agent has ended")
+    }
+
+    /// Share of one CPU while changes came: the median of the rounds.
+    fn busy_cpu(&self) -> f64 {
+        let mut shares = self.busy_cpu.clone();
+        shares.sort_by(f64::total_cmp);
+        shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// CPU time of one change, in microseconds, without what an idle agent takes.
+    fn cost(&self) -> f64 {
+        (self.busy_cpu() - self.idle_cpu).max(0.0) * BUSY.0.as_secs_f64() * 1e6
+    }
+
+    /// Its rows of the table.
+    fn tell(&self, table: &mut Table) {
+        let Size { services, .. } = self.size;
+        let target = |limit: f64| (services == LARGE.services).then_some(limit);
+        println!(
+            "{services} Services, {} endpoints, lists of {:.1} MB",
+            self.size.endpoints(),
+            self.listed as f64 / 1e6
+        );
+        table.row("  ready after the agent's start, s", self.start, None);
+        table.row("  ready after the last list was sent, s", self.sync, target(3.0));
+        table.row("  resident at rest, MB", self.memory.resident as f64 / 1e6, target(150.0));
+        table.row("  resident at the peak, MB", self.memory.peak as f64 / 1e6, None);
+        table.times("  event to kernel map, at rest, ms", &self.rest, target(10.0));
+        table.times("  event to kernel map, 100 changes a second, ms", &Times::of_all(&self.busy), None);
+        if let Some(times) = &self.large {
+            table.times(&format!("  event to kernel map, Service of {}, ms", self.size.large), times, None);
+        }
+        table.times("  event to DNS answer, 100 changes a second, ms", &self.names, target(50.0));
+        table.row("  CPU at 100 changes a second, %", self.busy_cpu() * 100.0, None);
+        table.row("  CPU without changes, %", self.idle_cpu * 100.0, None);
+        table.row("  CPU of a change, us", self.cost(), None);
+    }
+}
+
+/// What the work gives, and the share of one CPU that the process took meanwhile.
+fn spent<T>(pid: u32, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let (before, began) = (cpu(pid)?, Instant::now());
+    let done = work()?;
+    Ok((done, (cpu(pid)? - before).as_secs_f64() / began.elapsed().as_secs_f64()))
 }
 
 /// Routes the endpoints' addresses as a cluster does: none of them is there.
@@ -319,9 +390,10 @@ fn to_map(
     turns: &mut [u32],
     pace: (Duration, u32),
 ) -> Result<Times> {
+    let done: u32 = turns.iter().sum();
     let change = |number: u32| {
         // Far from one another, and each one anew before any comes twice.
-        let service = number.wrapping_mul(7_919) % u32::try_from(turns.len())?;
+        let service = (done + number).wrapping_mul(7_919) % u32::try_from(turns.len())?;
         let vip = world::vip(service);
         let before = maps.table(vip)?;
         let turn = &mut turns[service as usize];
@@ -330,18 +402,6 @@ fn to_map(
         Ok(Change { at, of: (vip, before) })
     };
     follow(pace, change, |(vip, before)| Ok(maps.table(*vip)? != *before)).context("ordinary Services")
-}
-
-/// The same for the large Service, of whose slices one changes at a time.
-fn large_to_map(api: &Api, maps: &Services, size: Size) -> Result<Times> {
-    let vip = world::large_vip(size);
-    let change = |number: u32| {
-        let before = maps.table(vip)?;
-        let at = api.put("endpointslices", world::large_slice(size, number, 1));
-        Ok(Change { at, of: before })
-    };
-    follow((Duration::from_millis(500), 20), change, |before| Ok(maps.table(vip)? != *before))
-        .context("the large Service")
 }
 
 /// From a headless Service's slice to the address in a client's answer. Runs in the client's namespace.

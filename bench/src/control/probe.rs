@@ -147,6 +147,11 @@ impl Times {
         Self(times)
     }
 
+    /// Those of several rounds together.
+    pub fn of_all(rounds: &[Self]) -> Self {
+        Self::new(rounds.iter().flat_map(|round| round.0.iter().copied()).collect())
+    }
+
     /// The time that this share of them does not exceed, in milliseconds.
     pub fn at(&self, share: f64) -> f64 {
         let index = (self.0.len() as f64 * share).ceil() as usize;

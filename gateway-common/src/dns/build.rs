@@ -70,6 +70,9 @@ impl<'a> Record<'a> {
     }
 }
 
+/// What a pointer's 14 bits reach.
+const POINTER_REACH: usize = 1 << 14;
+
 /// An answer of any size: what the forwarder keeps, and what an entry of the kernel is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -190,18 +193,22 @@ pub struct EntryBuilder {
     body: Vec<u8>,
     ttls: Vec<u16>,
     counts: [usize; 3],
-    /// Names that later owners can point to: folded, and their position in the message.
-    targets: Vec<(Vec<u8>, u16)>,
+    /// Names in the data of records that later owners can point to, beside the question: begin and length in the body.
+    targets: Vec<(usize, usize)>,
     /// The records of the answer section: begin, size, whether they may rotate with the one before.
     answers: Vec<Placed>,
+    /// Owner (folded), type, class and TTL that records of a rotating set share: those of the last set.
+    set: Option<(Vec<u8>, u16, u16, u32)>,
+    /// How many sets there were.
+    sets: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Placed {
     at: usize,
     len: usize,
-    /// Owner, type, class and TTL, which records of a rotating set share; `None` for types that do not rotate.
-    set: Option<(Vec<u8>, u16, u16, u32)>,
+    /// Number of the rotating set it is of; `None` for types that do not rotate.
+    set: Option<usize>,
 }
 
 impl EntryBuilder {
@@ -235,9 +242,8 @@ impl EntryBuilder {
         let mut head = DnsEntry::zeroed();
         head.views = views;
         head.header = wire::QR | wire::RA;
-        let mut targets = Vec::new();
-        suffixes(&question, wire::HEADER, &mut targets);
-        Ok(Self { question, head, body: Vec::new(), ttls: Vec::new(), counts: [0; 3], targets, answers: Vec::new() })
+        let (body, ttls, targets, answers) = Default::default();
+        Ok(Self { question, head, body, ttls, counts: [0; 3], targets, answers, set: None, sets: 0 })
     }
 
     /// The RCODE (low four bits); NOERROR unless said.
@@ -277,11 +283,38 @@ impl EntryBuilder {
         debug_assert_eq!(self.counts[1] + self.counts[2], 0, "answers come before authorities and additionals");
         let at = self.body.len();
         self.push(record)?;
-        let set = matches!(record.rtype, wire::A | wire::AAAA)
-            .then(|| (fold(record.owner), record.rtype, record.class, record.ttl));
+        let set = matches!(record.rtype, wire::A | wire::AAAA).then(|| self.set_of(&record));
         self.answers.push(Placed { at, len: self.body.len() - at, set });
         self.counts[0] += 1;
         Ok(self)
+    }
+
+    /// The number of the record's rotating set: that of the record before, or a new one.
+    fn set_of(&mut self, record: &Record<'_>) -> usize {
+        let last = self.set.as_ref().is_some_and(|(owner, rtype, class, ttl)| {
+            (*rtype, *class, *ttl) == (record.rtype, record.class, record.ttl)
+                && owner.eq_ignore_ascii_case(record.owner)
+        });
+        if !last {
+            self.set = Some((fold(record.owner), record.rtype, record.class, record.ttl));
+            self.sets += 1;
+        }
+        self.sets
+    }
+
+    /// The position in the message of a name that is in it already, where a pointer reaches it.
+    fn position(&self, name: &[u8]) -> Option<u16> {
+        if name.len() <= 1 {
+            return None;
+        }
+        let body_at = wire::HEADER + self.question.len() + wire::QUESTION_TAIL;
+        let question = suffix(&self.question, name).map(|begin| wire::HEADER + begin);
+        let in_body = |(begin, len): &(usize, usize)| {
+            suffix(&self.body[*begin..begin + len], name).map(|inside| body_at + begin + inside)
+        };
+        // A pointer has 14 bits.
+        let position = question.or_else(|| self.targets.iter().find_map(in_body)).filter(|at| *at < POINTER_REACH)?;
+        u16::try_from(position).ok()
     }
 
     /// Adds to the authority section.
@@ -310,10 +343,9 @@ impl EntryBuilder {
             return Err(BuildError::Name(record.owner.to_vec()));
         }
         let rdlength = u16::try_from(record.rdata.len()).map_err(|_| BuildError::Rdata(record.rdata.len()))?;
-        let owner = fold(record.owner);
-        match self.targets.iter().find(|(name, _)| *name == owner) {
-            Some((_, at)) if owner.len() > 1 => self.body.extend((0xC000 | at).to_be_bytes()),
-            _ => self.body.extend(record.owner),
+        match self.position(record.owner) {
+            Some(at) => self.body.extend((0xC000 | at).to_be_bytes()),
+            None => self.body.extend(record.owner),
         }
         self.body.extend(record.rtype.to_be_bytes());
         self.body.extend(record.class.to_be_bytes());
@@ -322,7 +354,7 @@ impl EntryBuilder {
         }
         self.body.extend(record.ttl.to_be_bytes());
         self.body.extend(rdlength.to_be_bytes());
-        let rdata_at = wire::HEADER + self.question.len() + wire::QUESTION_TAIL + self.body.len();
+        let rdata_at = self.body.len();
         self.body.extend(record.rdata);
         // A later owner is this target: of the chain's next record, or of an address in the additional section. These records
         // do not rotate, so its position holds.
@@ -331,8 +363,11 @@ impl EntryBuilder {
             wire::SRV => 6,
             _ => return Ok(()),
         };
-        if let Some(target) = record.rdata.get(target_at..).filter(|target| is_wire_name(target)) {
-            suffixes(&fold(target), rdata_at + target_at, &mut self.targets);
+        let begin = rdata_at + target_at;
+        if let Some(target) = record.rdata.get(target_at..).filter(|target| is_wire_name(target))
+            && wire::HEADER + self.question.len() + wire::QUESTION_TAIL + begin < POINTER_REACH
+        {
+            self.targets.push((begin, target.len()));
         }
         Ok(())
     }
@@ -378,17 +413,14 @@ impl EntryBuilder {
     }
 }
 
-/// Remembers a name at message position `at`, and every name above it but the root.
-fn suffixes(name: &[u8], at: usize, targets: &mut Vec<(Vec<u8>, u16)>) {
+/// Where in a name another one begins that it ends with, whatever the case.
+fn suffix(name: &[u8], end: &[u8]) -> Option<usize> {
+    let at = name.len().checked_sub(end.len())?;
     let mut begin = 0;
-    while name[begin] != 0 {
-        let position = at + begin;
-        // A pointer has 14 bits.
-        if position < 0x4000 && !targets.iter().any(|(known, _)| *known == name[begin..]) {
-            targets.push((name[begin..].to_vec(), position as u16));
-        }
+    while begin < at {
         begin += 1 + usize::from(name[begin]);
     }
+    (begin == at && name[at..].eq_ignore_ascii_case(end)).then_some(at)
 }
 
 /// Ones' complement sum of bytes as big-endian words, folded.

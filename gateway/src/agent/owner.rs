@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
+    panic::resume_unwind,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -17,7 +18,7 @@ use super::{
     names::{self, Names},
     queries::Carrier,
     reload::Reload,
-    state::State,
+    state::{Planned, State},
 };
 use crate::{
     config::{Config, Source},
@@ -25,12 +26,15 @@ use crate::{
     kernel::{KernelError, Mode, Sizes},
     model::{Cluster, Dirty, Event, ObjectName},
     node,
-    plan::{self, DnsServers, PlanConfig, Problem, Reason, ServicePlan},
+    plan::{self, DnsServers, PlanConfig, Problem, Reason, Record, ServicePlan},
     source::{self, Feedback, SourceConfig, SourceHandle},
 };
 
 /// Batches that wait while one is applied; a source that is faster is slowed down.
 const BATCHES: usize = 64;
+/// Services or pods that go into the zone at once, when many come; of the first state, how many times as many may wait for it.
+const CHUNK: usize = 128;
+const CHUNKS: usize = 2;
 /// After which what the kernel refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -69,12 +73,10 @@ impl Owner {
         let mut cluster = Cluster::seen_from(config.identity(&reachable));
         let first = events.recv().await.context("source: it ended before it told anything; see the log")?;
         let dirty = cluster.apply(first);
-        let (namespaces, pods) = (dirty.namespaces, dirty.pods);
-        let plans: Vec<_> = dirty
-            .services
-            .into_iter()
-            .filter_map(|name| plan::plan_service(&cluster, &name, &plan).map(|plan| (name, plan)))
-            .collect();
+        let began = Instant::now();
+        let (namespaces, pods) = (dirty.namespaces, Vec::from_iter(dirty.pods));
+        let plans = tokio::task::block_in_place(|| plan_all(&cluster, dirty.services, &plan));
+        let planned = began.elapsed();
         let cidrs = if config.service_cidrs.is_empty() {
             cluster.objects.service_cidrs.clone().unwrap_or_default()
         } else {
@@ -91,6 +93,7 @@ impl Owner {
         look_around(&state, &cluster);
 
         let datapath = Arc::new(Datapath::load(config, sizes(config, &plans, pods.len()), &cidrs, &listen)?);
+        let loaded = began.elapsed();
         // Loading has told by now when it is the uplinks themselves that are missing.
         if listen.is_empty() {
             bail!("dns.listen: the uplinks have no usable address: name the addresses to answer on");
@@ -107,20 +110,18 @@ impl Owner {
         owner.resolver.set_service_cidrs(&cidrs);
         owner.publish();
         owner.name_namespaces(&namespaces);
-        for (name, plan) in plans {
-            owner.replace(name, Some(plan));
-            // A large cluster takes seconds: a signal must be able to end them.
-            tokio::task::yield_now().await;
-        }
-        for pod in pods {
-            owner.name_pod(&pod);
+        owner.fill(plans).await?;
+        for pods in pods.chunks(CHUNK) {
+            owner.name_pods(pods);
             tokio::task::yield_now().await;
         }
         owner.resolver.synced();
+        let filled = began.elapsed();
         tokio::task::block_in_place(|| owner.datapath.attach())?;
         for spared in owner.state.spared() {
             tracing::warn!("{spared}");
         }
+        tracing::debug!(?planned, ?loaded, ?filled, attached = ?began.elapsed(), "the first state, since it came");
         // Lists and plans were several times what is kept.
         super::memory::give_back();
         owner.state.ready.store(true, Ordering::Release);
@@ -175,8 +176,8 @@ impl Owner {
         }
         let moved = self.state.held(|held| self.names.concern(&self.cluster, &dirty, held.cluster_dns.as_ref()));
         self.name_namespaces(&dirty.namespaces);
-        for pod in &dirty.pods {
-            self.name_pod(pod);
+        for pods in dirty.pods.into_iter().collect::<Vec<_>>().chunks(CHUNK) {
+            self.name_pods(pods);
         }
         // What goes, goes first: it makes room, and gives up addresses that others may have taken over.
         let (come, gone): (Vec<_>, Vec<_>) = dirty
@@ -219,17 +220,56 @@ impl Owner {
 
     /// A namespace's own names exist with it. No Service has an empty name, so nothing else can own these records.
     fn name_namespaces(&self, namespaces: &BTreeSet<String>) {
-        for namespace in namespaces {
+        let plan = |namespace: &String| {
             let plan = plan::plan_namespace(&self.cluster, namespace, &self.plan);
-            self.resolver.apply(&ObjectName::new(namespace, ""), plan.as_ref());
+            (ObjectName::new(namespace, ""), plan.map(|plan| plan.records).unwrap_or_default())
+        };
+        if namespaces.is_empty() {
+            return;
         }
+        let named: Vec<_> = namespaces.iter().map(plan).collect();
+        self.resolver.apply_all(named.iter().map(|(owner, records)| (owner, &records[..])));
     }
 
-    /// A pod's names. No Service has a name with a slash in it.
-    fn name_pod(&self, name: &ObjectName) {
-        let plan = plan::plan_pod(&self.cluster, name, &self.plan);
-        let owner = ObjectName::new(&name.namespace, format!("pod/{}", name.name));
-        self.resolver.apply(&owner, plan.as_ref());
+    /// Pods' names. No Service has a name with a slash in it.
+    fn name_pods(&self, pods: &[ObjectName]) {
+        let plan = |name: &ObjectName| {
+            let plan = plan::plan_pod(&self.cluster, name, &self.plan);
+            let owner = ObjectName::new(&name.namespace, format!("pod/{}", name.name));
+            (owner, plan.map(|plan| plan.records).unwrap_or_default())
+        };
+        let named: Vec<_> = pods.iter().map(plan).collect();
+        self.resolver.apply_all(named.iter().map(|(owner, records)| (owner, &records[..])));
+    }
+
+    /// The first plans, into a datapath that serves nobody yet: names and packets' entries at the same time, because either take seconds in
+    /// a large cluster.
+    async fn fill(&mut self, plans: Vec<(ObjectName, ServicePlan)>) -> Result<()> {
+        let (names, chunks) = std::sync::mpsc::sync_channel::<Vec<(ObjectName, Vec<Record>)>>(CHUNKS);
+        let resolver = self.resolver.clone();
+        // Ends when its sender does: soon, also when a signal ends the start.
+        let zone = tokio::task::spawn_blocking(move || {
+            for chunk in chunks {
+                resolver.apply_all(chunk.iter().map(|(name, records)| (name, &records[..])));
+            }
+        });
+        let mut plans = plans.into_iter().peekable();
+        while plans.peek().is_some() {
+            let mut chunk: Vec<_> = plans.by_ref().take(CHUNK).collect();
+            let records = chunk.iter_mut().map(|(name, plan)| (name.clone(), std::mem::take(&mut plan.records)));
+            let records: Vec<_> = records.collect();
+            let counts: Vec<usize> = records.iter().map(|(_, records)| records.len()).collect();
+            let sent = tokio::task::block_in_place(|| names.send(records));
+            sent.map_err(|_| anyhow!("the task that fills the zone has ended; see the log"))?;
+            for ((name, plan), records) in chunk.into_iter().zip(counts) {
+                let result = self.datapath.apply(&name, Some(&plan));
+                self.keep(name, Some(Planned { plan, records }), result);
+            }
+            // A signal must be able to end it.
+            tokio::task::yield_now().await;
+        }
+        drop(names);
+        zone.await.context("filling the zone")
     }
 
     /// Names of what is gone go before its packets are refused; names of what comes are told when its packets are served.
@@ -241,11 +281,16 @@ impl Owner {
         if plan.is_some() {
             self.resolver.apply(&name, plan.as_ref());
         }
+        self.keep(name, plan.map(Planned::from), result);
+    }
+
+    /// Remembers what is in force, and tells what is news of it.
+    fn keep(&mut self, name: ObjectName, plan: Option<Planned>, result: Result<(), KernelError>) {
         self.state.changes.fetch_add(1, Ordering::Relaxed);
         self.settle(&name, result);
         let problems = plan.as_ref().map(|plan| plan.problems.clone()).unwrap_or_default();
         let before = self.state.change(|held| match plan {
-            Some(plan) => held.plans.insert(name.clone(), plan.into()),
+            Some(plan) => held.plans.insert(name.clone(), plan),
             None => held.plans.remove(&name),
         });
         let before = before.map(|before| before.problems.clone()).unwrap_or_default();
@@ -350,6 +395,24 @@ impl Owner {
         }
         Ok(stopped?)
     }
+}
+
+/// Plans the first state, on every CPU.
+fn plan_all(cluster: &Cluster, names: BTreeSet<ObjectName>, config: &PlanConfig) -> Vec<(ObjectName, ServicePlan)> {
+    let plan = |name: ObjectName| plan::plan_service(cluster, &name, config).map(|plan| (name, plan));
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = names.len().div_ceil(cpus).max(CHUNK);
+    let mut names = names.into_iter();
+    std::thread::scope(|scope| {
+        let shares = std::iter::from_fn(|| {
+            let share: Vec<_> = names.by_ref().take(share).collect();
+            (!share.is_empty()).then_some(share)
+        });
+        let planners: Vec<_> =
+            shares.map(|share| scope.spawn(move || share.into_iter().filter_map(plan).collect::<Vec<_>>())).collect();
+        let planned = planners.into_iter().map(|planner| planner.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        planned.flatten().collect()
+    })
 }
 
 /// Tells people the gateway's own place in the cluster, when it is news.

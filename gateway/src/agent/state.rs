@@ -71,7 +71,8 @@ pub(super) struct Held {
 
 /// A plan in force. Its records are the zone's alone: they are most of a large cluster's memory.
 pub(super) struct Planned {
-    plan: ServicePlan,
+    /// Without its records.
+    pub plan: ServicePlan,
     /// How many records it had.
     pub records: usize,
 }

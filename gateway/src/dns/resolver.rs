@@ -148,6 +148,11 @@ impl ResolverHandle {
         self.forwarder.zone.apply(service, plan);
     }
 
+    /// The same for the records of several Services at once, each of them once.
+    pub fn apply_all<'r>(&self, services: impl IntoIterator<Item = (&'r ObjectName, &'r [Record])>) {
+        self.forwarder.zone.apply_all(services);
+    }
+
     /// The first snapshot of the cluster is in: from now on, a name of the cluster zone that is not there does not exist.
     pub fn synced(&self) {
         self.forwarder.zone.synced();

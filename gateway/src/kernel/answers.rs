@@ -78,6 +78,12 @@ impl Answers {
             }
         }
     }
+
+    /// Removes the body that a key has had.
+    fn drop_body(&self, large: &mut Large, key: &DnsKey) -> io::Result<()> {
+        let id = if large.ids.is_empty() { None } else { large.ids.remove(key) };
+        id.map_or(Ok(()), |id| self.bodies.remove(&id).map(drop))
+    }
 }
 
 impl AnswerStore for Answers {
@@ -85,6 +91,10 @@ impl AnswerStore for Answers {
         let mut large = self.large();
         let mut entry = entry.of_key(key);
         let hash = self.keys.hash(key);
+        // Most have neither a body nor a predecessor: one call of the kernel.
+        if body.is_none() && self.answers.insert(&hash, &entry)? {
+            return self.drop_body(&mut large, key);
+        }
         // A zone's entry stays: a name that has none would be denied. What was learnt gives way, and is the forwarder's.
         if self.answers.get(&hash)?.is_some_and(|there| there.flags & dns_entry::ZONE != 0 && !is_of(&there, key)) {
             return Err(io::Error::new(
@@ -102,14 +112,10 @@ impl AnswerStore for Answers {
             }
             return Err(error);
         }
-        let before = match entry.large {
-            0 => large.ids.remove(key),
-            id => large.ids.insert(*key, id),
-        };
-        if let Some(id) = before {
-            self.bodies.remove(&id)?;
+        match entry.large {
+            0 => self.drop_body(&mut large, key),
+            id => large.ids.insert(*key, id).map_or(Ok(()), |before| self.bodies.remove(&before).map(drop)),
         }
-        Ok(())
     }
 
     fn remove(&self, key: &DnsKey) -> io::Result<()> {
@@ -118,10 +124,7 @@ impl AnswerStore for Answers {
         if self.answers.get(&hash)?.is_some_and(|there| is_of(&there, key)) {
             self.answers.remove(&hash)?;
         }
-        if let Some(id) = large.ids.remove(key) {
-            self.bodies.remove(&id)?;
-        }
-        Ok(())
+        self.drop_body(&mut large, key)
     }
 
     fn hits(&self, key: &DnsKey) -> Option<u64> {

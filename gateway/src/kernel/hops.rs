@@ -104,6 +104,8 @@ pub(super) struct Hops {
     neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
     /// Interfaces through which endpoints are or were reached.
     endpoint_interfaces: BTreeSet<u32>,
+    /// Routes that were asked for together, until they are used or [`Self::forget_ahead`].
+    ahead: HashMap<IpAddr, Option<Route>>,
 }
 
 impl Hops {
@@ -123,6 +125,7 @@ impl Hops {
             targets: HashMap::new(),
             neighbours: HashMap::new(),
             endpoint_interfaces: BTreeSet::new(),
+            ahead: HashMap::new(),
         })
     }
 
@@ -244,6 +247,28 @@ impl Hops {
         self.endpoint_interfaces.iter().filter_map(|i| self.links.get(i))
     }
 
+    /// Asks for the routes to these addresses at once; each is used once. Those in use already are not asked for.
+    pub(super) fn look_ahead(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let new: HashSet<IpAddr> = addresses.into_iter().filter(|addr| !self.targets.contains_key(addr)).collect();
+        self.ask_ahead(new.into_iter().collect());
+    }
+
+    fn ask_ahead(&mut self, addresses: Vec<IpAddr>) {
+        if addresses.len() < 2 {
+            return;
+        }
+        match self.netlink.routes(&addresses) {
+            Ok(routes) => self.ahead.extend(routes),
+            // Whoever needs one asks for it alone, and says what is wrong.
+            Err(error) => tracing::debug!(%error, "routes cannot be asked for together"),
+        }
+    }
+
+    /// What was asked for ahead and not used may be out of date later.
+    pub(super) fn forget_ahead(&mut self) {
+        self.ahead.clear();
+    }
+
     fn target(&mut self, addr: IpAddr) -> io::Result<()> {
         if !self.targets.contains_key(&addr) {
             let way = self.find_way(addr)?;
@@ -273,7 +298,10 @@ impl Hops {
     }
 
     fn find_way(&mut self, addr: IpAddr) -> io::Result<Way> {
-        let route = self.netlink.route(addr)?;
+        let route = match self.ahead.remove(&addr) {
+            Some(route) => route,
+            None => self.netlink.route(addr)?,
+        };
         let place = match route {
             None => Place::Nowhere,
             Some(r) if r.local => Place::Here,
@@ -442,6 +470,11 @@ impl Hops {
     /// Addresses in use that a change of routes concerns.
     pub(super) fn affected(&self, affected: &Affected) -> Vec<IpAddr> {
         self.targets.keys().copied().filter(|a| affected.has(*a)).collect()
+    }
+
+    /// Asks for the routes to addresses in use again, at once: [`Self::reroute`] is next.
+    pub(super) fn look_again(&mut self, addresses: &[IpAddr]) {
+        self.ask_ahead(addresses.to_vec());
     }
 
     /// Looks the route to an address in use up again; the new way when it changed.

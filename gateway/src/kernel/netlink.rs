@@ -4,6 +4,8 @@
 //! The socket is synchronous: a question is answered by the kernel before `send` returns, in microseconds, so waiting for
 //! it costs nothing and the callers stay plain functions.
 
+mod routes;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -23,7 +25,7 @@ use rtnetlink::{
             InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, VlanProtocol,
         },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+        route::{RouteAddress, RouteAttribute},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -121,7 +123,8 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    fn ask(&mut self, message: Message, flags: u16) -> io::Result<Vec<Message>> {
+    /// The next request's bytes.
+    fn request(&mut self, message: Message, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
@@ -130,6 +133,11 @@ impl Netlink {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
+        bytes
+    }
+
+    fn ask(&mut self, message: Message, flags: u16) -> io::Result<Vec<Message>> {
+        let bytes = self.request(message, flags);
         self.socket.send(&bytes, 0)?;
 
         let dump = flags & NLM_F_DUMP == NLM_F_DUMP;
@@ -205,68 +213,6 @@ impl Netlink {
         }
         found.extend(passing);
         Ok(found)
-    }
-
-    /// Interfaces of the default routes of the main table: IPv4's, best first, then IPv6's.
-    pub(super) fn default_route_interfaces(&mut self) -> io::Result<Vec<u32>> {
-        let mut interfaces: Vec<u32> = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for i in self.default_routes_of(family)? {
-                if !interfaces.contains(&i) {
-                    interfaces.push(i);
-                }
-            }
-        }
-        Ok(interfaces)
-    }
-
-    fn default_routes_of(&mut self, family: AddressFamily) -> io::Result<Vec<u32>> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = family;
-        let answers = self.ask(Message::GetRoute(question), NLM_F_DUMP)?;
-        let mut found = Vec::new();
-        for answer in answers {
-            let Message::NewRoute(m) = answer else { continue };
-            let main = table(&m) == u32::from(rtnetlink::packet_route::route::RouteHeader::RT_TABLE_MAIN);
-            if !main || m.header.destination_prefix_length != 0 || m.header.kind != RouteType::Unicast {
-                continue;
-            }
-            let mut metric = 0;
-            let mut ways = Vec::new();
-            for a in &m.attributes {
-                match a {
-                    RouteAttribute::Priority(p) => metric = *p,
-                    RouteAttribute::Oif(i) => ways.push(*i),
-                    RouteAttribute::MultiPath(hops) => ways.extend(hops.iter().map(|h| h.interface_index)),
-                    _ => {}
-                }
-            }
-            found.extend(ways.into_iter().map(|i| (metric, i)));
-        }
-        found.sort_by_key(|(metric, _)| *metric);
-        Ok(found.into_iter().map(|(_, i)| i).collect())
-    }
-
-    /// The way to `addr`; `None` when there is none (or it is prohibited or unreachable by a route).
-    pub(super) fn route(&mut self, addr: IpAddr) -> io::Result<Option<Route>> {
-        let mut question = RouteMessage::default();
-        let (family, bits) = match addr {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        question.header.address_family = family;
-        question.header.destination_prefix_length = bits;
-        question.attributes.push(RouteAttribute::Destination(addr.into()));
-        let answers = match self.ask(Message::GetRoute(question), 0) {
-            Ok(answers) => answers,
-            Err(e) => {
-                return match e.raw_os_error() {
-                    Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL) => Ok(None),
-                    _ => Err(e),
-                };
-            }
-        };
-        Ok(answers.iter().find_map(|m| if let Message::NewRoute(m) = m { route(m, addr) } else { None }))
     }
 
     /// Every neighbour entry of IPv4 and IPv6.
@@ -465,40 +411,6 @@ fn vlan_id(data: &[InfoVlan]) -> Option<u16> {
         }
     }
     id
-}
-
-fn table(m: &RouteMessage) -> u32 {
-    m.attributes
-        .iter()
-        .find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None })
-        .unwrap_or_else(|| u32::from(m.header.table))
-}
-
-fn route(m: &RouteMessage, to: IpAddr) -> Option<Route> {
-    let local = match m.header.kind {
-        RouteType::Local => true,
-        RouteType::Unicast => false,
-        _ => return None,
-    };
-    let mut oif = None;
-    let mut via = to;
-    let mut mtu = None;
-    for a in &m.attributes {
-        match a {
-            RouteAttribute::Oif(i) => oif = Some(*i),
-            RouteAttribute::Gateway(RouteAddress::Inet(a)) | RouteAttribute::Via(RouteVia::Inet(a)) => {
-                via = (*a).into()
-            }
-            RouteAttribute::Gateway(RouteAddress::Inet6(a)) | RouteAttribute::Via(RouteVia::Inet6(a)) => {
-                via = (*a).into();
-            }
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|v| if let RouteMetric::Mtu(v) = v { Some(*v) } else { None });
-            }
-            _ => {}
-        }
-    }
-    Some(Route { oif: oif?, via, mtu, local })
 }
 
 fn neighbour(m: &NeighbourMessage) -> Option<Neighbour> {

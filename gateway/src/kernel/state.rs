@@ -242,7 +242,10 @@ impl State {
     }
 
     pub(super) fn apply(&mut self, name: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), KernelError> {
+        let frontends = plan.map_or(&[][..], |plan| &plan.frontends);
+        self.hops.look_ahead(frontends.iter().flat_map(|f| f.endpoints.iter().chain(&f.draining)).map(|e| e.addr));
         let result = self.services.apply(&mut self.hops, name, plan);
+        self.hops.forget_ahead();
         self.follow_endpoints();
         result
     }
@@ -459,6 +462,13 @@ impl State {
 
     /// Looks routes up again; endpoints and clients follow.
     pub(super) fn reroute(&mut self, addresses: &[IpAddr]) -> Result<(), KernelError> {
+        self.hops.look_again(addresses);
+        let result = self.reroute_each(addresses);
+        self.hops.forget_ahead();
+        result
+    }
+
+    fn reroute_each(&mut self, addresses: &[IpAddr]) -> Result<(), KernelError> {
         for addr in addresses {
             let Some(way) = self.hops.reroute(*addr).map_err(next_hops)? else { continue };
             self.services.moved(*addr, way)?;

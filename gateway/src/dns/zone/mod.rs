@@ -206,7 +206,7 @@ impl Zone {
         };
         inner.set_slots();
         let zone = Self { publisher, inner: RwLock::new(inner) };
-        zone.change(None, &config.fixed);
+        zone.change(std::iter::once((None, &config.fixed[..])));
         Ok(zone)
     }
 
@@ -220,22 +220,38 @@ impl Zone {
 
     /// Replaces a Service's records; `None`: it is gone. When this returns, neither the forwarder nor the kernel gives an old answer.
     pub fn apply(&self, service: &ObjectName, plan: Option<&ServicePlan>) {
-        self.change(Some(service), plan.map_or(&[], |plan| &plan.records));
+        self.apply_all([(service, plan.map_or(&[][..], |plan| &plan.records))]);
     }
 
-    fn change(&self, service: Option<&ObjectName>, records: &[Record]) {
+    /// The same for the records of several Services at once, each of them once: what they have in common, the names above theirs, is
+    /// looked at once.
+    pub fn apply_all<'r>(&self, services: impl IntoIterator<Item = (&'r ObjectName, &'r [Record])>) {
+        self.change(services.into_iter().map(|(service, records)| (Some(service), records)));
+    }
+
+    fn change<'r>(&self, changes: impl Iterator<Item = (Option<&'r ObjectName>, &'r [Record])>) {
         let mut inner = self.write();
-        let old = service.and_then(|service| inner.owned.remove(service)).unwrap_or_default();
-        let new = inner.tree.held(records);
-        let (come, gone) = difference(&old, &new);
-        let before = inner.before(come.iter().chain(&gone).flat_map(|record| record.names()).collect());
+        let mut known = HashMap::new();
+        let changes: Vec<_> = changes
+            .map(|(service, records)| {
+                let old = service.and_then(|service| inner.owned.remove(service)).unwrap_or_default();
+                (service, old, inner.tree.held(records, &mut known))
+            })
+            .collect();
+        drop(known);
+        let differences: Vec<_> = changes.iter().map(|(_, old, new)| difference(old, new)).collect();
+        let changed = differences.iter().flat_map(|(come, gone)| come.iter().chain(gone));
+        let before = inner.before(changed.flat_map(|record| record.names()).collect());
         // First what comes, then what goes: names that stay never cease to exist in between.
-        come.into_iter().for_each(|record| inner.tree.add(record));
-        gone.into_iter().for_each(|record| inner.tree.remove(record));
-        if let Some(service) = service
-            && !new.is_empty()
-        {
-            inner.owned.insert(service.clone(), new);
+        differences.iter().flat_map(|(come, _)| come).for_each(|record| inner.tree.add(record));
+        differences.iter().flat_map(|(_, gone)| gone).for_each(|record| inner.tree.remove(record));
+        drop(differences);
+        for (service, _, new) in changes {
+            if let Some(service) = service
+                && !new.is_empty()
+            {
+                inner.owned.insert(service.clone(), new);
+            }
         }
         inner.renew_all(before, &self.publisher);
         inner.settle(&self.publisher);

@@ -428,9 +428,13 @@ impl Tree {
         }
     }
 
-    /// A plan's records as the tree keeps them, sorted, each once, their names shared. What is no DNS name is left out, and said.
-    pub fn held<'r>(&self, records: impl IntoIterator<Item = &'r Record>) -> Vec<Held> {
-        let mut known: HashMap<Box<[u8]>, Name> = HashMap::new();
+    /// A plan's records as the tree keeps them, sorted, each once, their names shared, those in `known` too. What is no DNS name is left
+    /// out, and said.
+    pub fn held<'r>(
+        &self,
+        records: impl IntoIterator<Item = &'r Record>,
+        known: &mut HashMap<Box<[u8]>, Name>,
+    ) -> Vec<Held> {
         let mut shared = |text: &str| {
             let Some(wire) = name::from_text(text) else {
                 tracing::warn!(name = text, "not a DNS name: left out of the zone");
@@ -456,7 +460,7 @@ impl Tree {
             .collect();
         held.sort_unstable();
         held.dedup();
-        hosts::fold(&held, self.domain(), |name| self.shared(name))
+        hosts::fold(&held, self.domain(), |name| known.get(name).map_or_else(|| self.shared(name), Arc::clone))
     }
 }
 

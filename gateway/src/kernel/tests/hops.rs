@@ -1,16 +1,16 @@
 //! Promises about next hops: they follow routes, neighbours, links and addresses.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use gateway_common::maps::{Endpoint, NextHop, endpoint as endpoint_flag, nexthop};
 
 use super::{
     Row, dual_settings, endpoint, name,
-    net::{eventually, skip},
+    net::{Namespace, eventually, skip},
     plan,
 };
 use crate::{
-    kernel::{Kernel, Mode},
+    kernel::{Kernel, Mode, netlink::Netlink},
     model::Protocol,
 };
 
@@ -50,6 +50,43 @@ impl Drop for Attached {
         let kernel = Arc::clone(&self.kernel);
         self.row.node.run(move || kernel.detach().unwrap());
     }
+}
+
+#[test]
+fn routes_that_are_asked_for_together_are_those_that_each_alone_has() {
+    if skip() {
+        return;
+    }
+    let node = Namespace::new();
+    node.ip("link add up0 type veth peer name up1");
+    node.ip("link set up0 up");
+    node.ip("link set up1 up");
+    node.ip("address add 10.90.1.1/24 dev up0");
+    node.ip("address add fd00:90:1::1/64 dev up0 nodad");
+    node.ip("route add 10.1.0.0/16 via 10.90.1.2 mtu 1300");
+    node.ip("route add unreachable 10.2.0.0/16");
+    // A route that only the rule leads to.
+    node.ip("rule add to 10.3.0.0/16 lookup 77");
+    node.ip("route add 10.3.0.0/16 via 10.90.1.3 table 77");
+    let addresses: Vec<IpAddr> = (0..20)
+        .flat_map(|n| {
+            [1, 2, 3, 90].map(|b| IpAddr::from([10, b, 1, n + 1])).into_iter().chain([
+                IpAddr::from([192, 0, 2, n]),
+                IpAddr::from([0xfd00, 0x90, 1, 0, 0, 0, 0, u16::from(n)]),
+                IpAddr::from([0xfd00, 0x91, 1, 0, 0, 0, 0, u16::from(n)]),
+            ])
+        })
+        .collect();
+    node.run(move || {
+        let mut netlink = Netlink::open().unwrap();
+        let together: HashMap<_, _> = netlink.routes(&addresses).unwrap().into_iter().collect();
+        assert_eq!(together.len(), addresses.len(), "every question has its answer");
+        for addr in addresses {
+            assert_eq!(together[&addr], netlink.route(addr).unwrap(), "{addr}");
+        }
+        assert_eq!(together[&IpAddr::from([10, 3, 1, 1])].unwrap().via, IpAddr::from([10, 90, 1, 3]));
+        assert_eq!(together[&IpAddr::from([10, 2, 1, 1])], None);
+    });
 }
 
 const RESOLVED: u16 = nexthop::RESOLVED;
