@@ -81,7 +81,7 @@ struct Cluster {
 pub fn run() -> Result<bool> {
     let mut clusters = [Cluster::start(SMALL)?, Cluster::start(LARGE)?];
     for cluster in &mut clusters {
-        cluster.rest = cluster.to_map(REST)?;
+        cluster.rest = cluster.ordinary(REST)?;
     }
     for _ in 0..ROUNDS {
         clusters.iter_mut().try_for_each(Cluster::busy_round)?;
@@ -192,14 +192,14 @@ impl Cluster {
 
     fn busy_round(&mut self) -> Result<()> {
         let pid = self.pid()?;
-        let (times, cpu) = spent(pid, || self.to_map((BUSY.0, BUSY.1 / ROUNDS)))?;
+        let (times, cpu) = spent(pid, || self.ordinary((BUSY.0, BUSY.1 / ROUNDS)))?;
         self.busy.push(times);
         self.busy_cpu.push(cpu);
         Ok(())
     }
 
     /// From an ordinary Service's slice to its entry in the kernel's map.
-    fn to_map(&mut self, pace: (Duration, u32)) -> Result<Times> {
+    fn ordinary(&mut self, pace: (Duration, u32)) -> Result<Times> {
         let put = |slice| Ok(self.api.put("endpointslices", slice));
         to_map(&put, &self.maps, &mut self.turns, pace)
     }

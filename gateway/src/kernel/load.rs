@@ -1,8 +1,16 @@
 //! From settings to loaded programs and filled maps: checks that say what to do, map sizes, `CONFIG`, `VIEWS4/6`.
 
-use std::{io, net::IpAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    panic::resume_unwind,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, programs::Program};
 use bytemuck::Zeroable as _;
 use gateway_common::{
     dns::{hash::Keys, log},
@@ -138,16 +146,41 @@ pub(super) fn load(
             );
         }
     }
-    for name in XDP_PROGRAMS {
-        if settings.mode == Mode::Tc && name != "clock" {
-            continue;
-        }
-        xdp_program(&mut ebpf, name).and_then(|p| p.load()).map_err(|e| KernelError::program(name, e))?;
-    }
-    for name in TC_PROGRAMS {
-        tc_program(&mut ebpf, name).and_then(|p| p.load()).map_err(|e| KernelError::program(name, e))?;
-    }
+    let xdp = XDP_PROGRAMS.into_iter().filter(|name| settings.mode != Mode::Tc || *name == "clock");
+    load_programs(&mut ebpf, xdp.collect(), TC_PROGRAMS.into())?;
     Ok(ebpf)
+}
+
+/// Has the kernel verify and compile these programs, on every CPU: that is most of what an agent's start takes.
+fn load_programs(ebpf: &mut Ebpf, xdp: Vec<&'static str>, tc: Vec<&'static str>) -> Result<(), KernelError> {
+    // One that is not there, or of another type, is named.
+    for name in &xdp {
+        xdp_program(ebpf, name).map_err(|error| KernelError::program(name, error))?;
+    }
+    for name in &tc {
+        tc_program(ebpf, name).map_err(|error| KernelError::program(name, error))?;
+    }
+    let named = |name: &str| xdp.iter().chain(&tc).copied().find(|wanted| *wanted == name);
+    let wanted: Vec<_> =
+        ebpf.programs_mut().filter_map(|(name, program)| named(name).map(|name| (name, program))).collect();
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(wanted.len());
+    let queue = Mutex::new(wanted);
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let load = || {
+        while let Some((name, program)) = next() {
+            let loaded = match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => Ok(()),
+            };
+            loaded.map_err(|error| KernelError::program(name, error))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let loaders: Vec<_> = (0..threads).map(|_| scope.spawn(load)).collect();
+        loaders.into_iter().try_for_each(|loader| loader.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// Names of the uplinks: as configured (each must exist), or those of the default routes.
