@@ -243,7 +243,8 @@ impl State {
 
     pub(super) fn apply(&mut self, name: &ObjectName, plan: Option<&ServicePlan>) -> Result<(), KernelError> {
         let frontends = plan.map_or(&[][..], |plan| &plan.frontends);
-        self.hops.look_ahead(frontends.iter().flat_map(|f| f.endpoints.iter().chain(&f.draining)).map(|e| e.addr));
+        self.hops
+            .look_ahead(frontends.iter().flat_map(|f| f.endpoints.iter().chain(f.draining.iter())).map(|e| e.addr));
         let result = self.services.apply(&mut self.hops, name, plan);
         self.hops.forget_ahead();
         self.follow_endpoints();
