@@ -33,7 +33,7 @@ use rtnetlink::{
 /// Receive buffer of the event socket: a node with many pods sends bursts.
 const EVENT_BUFFER: usize = 4 << 20;
 /// `RTNLGRP_*` numbers that are followed.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11]; // LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE
+const GROUPS: [u32; 8] = [1, 3, 5, 7, 8, 9, 11, 19]; // LINK, NEIGH, IPV4_{IFADDR, ROUTE, RULE}, IPV6_{IFADDR, ROUTE, RULE}
 
 /// What a device is, as far as attaching to it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,8 @@ pub(super) enum Event {
     Address(u32),
     /// A route to that prefix came or went.
     Route(IpNet),
+    /// A rule that chooses among routing tables came or went.
+    Rule,
     /// Created or changed; `mac` is `None` when it is not valid (any more).
     Neighbour(Neighbour),
     /// Events were lost: everything has to be looked at again.
@@ -325,6 +327,7 @@ fn event(m: &Message) -> Option<Event> {
             });
             IpNet::new(addr, bits).ok().map(Event::Route)
         }
+        Message::NewRule(_) | Message::DelRule(_) => Some(Event::Rule),
         Message::NewNeighbour(m) => neighbour(m).map(Event::Neighbour),
         Message::DelNeighbour(m) => neighbour(m).map(|n| Event::Neighbour(Neighbour { mac: None, ..n })),
         _ => None,

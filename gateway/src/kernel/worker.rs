@@ -174,7 +174,7 @@ fn take_in(shared: &Shared, events: Vec<Event>, pending: &mut Pending) {
     for event in events {
         match event {
             Event::Route(prefix) => pending.add(Some(prefix)),
-            Event::Address(_) => pending.add(None),
+            Event::Address(_) | Event::Rule => pending.add(None),
             Event::Lost => {
                 pending.add(None);
                 report(state.resync());

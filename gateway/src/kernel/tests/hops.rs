@@ -225,3 +225,25 @@ fn xdp_redirects_into_veths_that_carry_it_and_never_into_bridges() {
     let bridge = attached.kernel.attachments().into_iter().find(|a| a.interface == "br0").unwrap();
     assert_eq!((bridge.xdp, bridge.tc), (None, true));
 }
+
+#[test]
+fn a_rule_that_chooses_another_table_is_followed() {
+    if skip() {
+        return;
+    }
+    for (to, one, other, family) in
+        [("10.99.0.5", "10.90.3.2", "10.90.3.3", ""), ("fd99::5", "fd90:3::2", "fd90:3::3", "-6 ")]
+    {
+        let row = Row::dual();
+        let subnet = if family.is_empty() { "10.99.0.0/24" } else { "fd99::/64" };
+        row.node.ip(&format!("{family}route add {subnet} via {one}"));
+        row.node.ip(&format!("{family}route add {subnet} via {other} table 100"));
+        let attached = Attached::new(row, Mode::Tc, to);
+        let leads = |via: &str| attached.hop().1.via == crate::kernel::family::sixteen(via.parse().unwrap());
+        assert!(leads(one));
+        attached.row.node.ip(&format!("{family}rule add to {subnet} table 100"));
+        eventually("the rule's table", || leads(other));
+        attached.row.node.ip(&format!("{family}rule del to {subnet} table 100"));
+        eventually("the main table again", || leads(one));
+    }
+}
