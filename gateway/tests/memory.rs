@@ -189,9 +189,9 @@ fn an_endpoint_takes_little_and_changes_leave_nothing_behind() {
 
     let each = |bytes: usize| bytes / (services * ENDPOINTS) as usize;
     println!("bytes an endpoint: objects {}, plans {}, zone {}", each(model), each(plans), each(zone));
-    assert!(each(model) <= 1_000, "objects: {} bytes an endpoint", each(model));
-    assert!(each(plans) <= 1_000, "plans: {} bytes an endpoint", each(plans));
-    assert!(each(zone) <= 1_000, "zone: {} bytes an endpoint", each(zone));
+    assert!(each(model) <= 260, "objects: {} bytes an endpoint", each(model));
+    assert!(each(plans) <= 100, "plans: {} bytes an endpoint", each(plans));
+    assert!(each(zone) <= 600, "zone: {} bytes an endpoint", each(zone));
 
     // Every Service there and back, three times; the first time tables may find their size.
     let mut rest = Vec::new();

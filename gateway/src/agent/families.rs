@@ -65,6 +65,13 @@ impl State {
             ),
             Family::counter("apply_errors", "Changes that the kernel refused", self.errors.load(Ordering::Relaxed)),
         ];
+        families.extend(super::memory::resident().map(|bytes| {
+            Family::gauge(
+                "resident_memory_bytes",
+                "Resident memory of the agent; its maps are the kernel's",
+                bytes as f64,
+            )
+        }));
         if let Some(figures) = self.feedback.get().map(Feedback::figures) {
             let events = [("written", figures.written), ("failed", figures.failed), ("left_out", figures.left_out)];
             let samples = events.map(|(result, count)| (vec![("result", result.to_owned())], count)).to_vec();
