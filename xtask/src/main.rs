@@ -5,6 +5,7 @@
 mod aside;
 mod cluster;
 mod say;
+mod signals;
 mod suite;
 mod toolchain;
 
@@ -155,11 +156,10 @@ fn build_debug(packages: &[&str]) -> Result<()> {
     must(cargo(&["build", "--quiet"]).args(packages))
 }
 
-/// Runs in the foreground; Ctrl-C goes to the whole process group and the child decides what to do with it.
+/// Runs in the foreground and ends as the child does.
 fn exit_like(cmd: &mut Command) -> Result<ExitCode> {
-    // The child cleans up on Ctrl-C; this process must outlive it to hand on its exit code.
-    let status = say::with_interrupts_ignored(|| cmd.status())
-        .with_context(|| format!("could not start {}", say::command(cmd)))?;
+    let child = signals::hand_on(cmd);
+    let status = child.with_context(|| format!("could not start {}", say::command(cmd)))?;
     Ok(status.code().and_then(|c| u8::try_from(c).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 

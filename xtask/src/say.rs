@@ -37,21 +37,3 @@ pub fn took(since: Instant) -> String {
     let t: Duration = since.elapsed();
     format!("{:.1} s", t.as_secs_f64())
 }
-
-/// Runs `f` while this process does not die of Ctrl-C or SIGTERM: its child does, cleans up, and tells how it went.
-pub fn with_interrupts_ignored<T>(f: impl FnOnce() -> T) -> T {
-    use nix::sys::signal::{SigHandler, Signal, signal};
-    extern "C" fn noted(_: i32) {}
-    // A handler, not SIG_IGN: an ignored signal would stay ignored in the child after exec.
-    let all = [Signal::SIGINT, Signal::SIGTERM];
-    // SAFETY: the handler does nothing, which is async-signal-safe.
-    let old = all.map(|s| unsafe { signal(s, SigHandler::Handler(noted)) });
-    let result = f();
-    for (s, old) in all.into_iter().zip(old) {
-        if let Ok(old) = old {
-            // SAFETY: puts back what was there; failing leaves the handler that does nothing.
-            let _ = unsafe { signal(s, old) };
-        }
-    }
-    result
-}
