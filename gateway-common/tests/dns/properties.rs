@@ -95,7 +95,7 @@ proptest! {
             let key = gateway_common::dns::build::key(request.name(), query.qtype, query.bits).expect("a key");
             let (mut name, len) = (Folded::EMPTY, usize::from(query.name_len));
             prop_assert!(window.fold(len, &mut name));
-            prop_assert!(!window.fold(len - 1, &mut Folded::EMPTY.clone()));
+            prop_assert!(len == 1 || !window.fold(len - 1, &mut Folded::EMPTY.clone()));
             prop_assert_eq!(name.bytes(), &key.name[..]);
             let words: [u64; 8] = bytemuck::cast(key.name);
             prop_assert!(window.is(len, &words));
