@@ -87,7 +87,7 @@ pub(super) fn run(path: Option<&Path>) -> bool {
 
 /// Service CIDRs beside this node's own networks.
 fn cidrs(report: &mut Report, config: &Config) {
-    let vips = |interface: &str| ["kube-ipvs0", "nodelocaldns"].contains(&interface);
+    let vips = |interface: &str| ["lo", "kube-ipvs0", "nodelocaldns"].contains(&interface);
     for (interface, net) in node::subnets().iter().filter(|(interface, _)| !vips(interface)) {
         for cidr in &config.service_cidrs {
             if cidr.contains(&net.addr()) {

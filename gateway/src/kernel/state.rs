@@ -230,10 +230,11 @@ fn next_hops(source: std::io::Error) -> KernelError {
     KernelError::Netlink { what: "routes and neighbours".into(), source }
 }
 
-/// Every address of the node's own, on whatever interface.
+/// Every address by which the node is reached on its networks. Those of the loopback device, whose index is 1, are not among them: a
+/// service CIDR that was put there must not bring clients to the node's own daemons.
 fn own_addresses(netlink: &mut Netlink) -> Result<impl Iterator<Item = IpAddr>, KernelError> {
     let all = netlink.addresses().map_err(|source| KernelError::Netlink { what: "the addresses".into(), source })?;
-    Ok(all.into_iter().map(|(_, addr)| addr))
+    Ok(all.into_iter().filter(|(interface, _)| *interface != 1).map(|(_, addr)| addr))
 }
 
 impl State {
