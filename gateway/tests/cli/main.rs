@@ -2,6 +2,8 @@
 
 mod agent;
 mod datapath;
+#[path = "../support/ports.rs"]
+mod ports;
 mod refusals;
 mod reload;
 mod support;

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Read as _,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread::sleep,
@@ -15,6 +15,8 @@ use nix::{
     unistd::Pid,
 };
 use tempfile::TempDir;
+
+use crate::ports::free;
 
 /// Longer than any start on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,7 +55,7 @@ impl Place {
     pub fn new() -> Self {
         let dir = TempDir::new().expect("a directory");
         fs::create_dir(dir.path().join("cluster")).expect("a manifest directory");
-        let place = Self { dir, http: free_tcp(), dns: free_both() };
+        let place = Self { dir, http: free(), dns: free() };
         place.manifest("web.yaml", WEB);
         place
     }
@@ -223,20 +225,4 @@ fn fetch(at: SocketAddr, path: &str) -> Option<(u16, String)> {
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-}
-
-/// A port nobody listens on now.
-pub fn free_tcp() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its number")
-}
-
-fn free_both() -> SocketAddr {
-    loop {
-        let udp = UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let at = udp.local_addr().expect("its number");
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
-    }
 }

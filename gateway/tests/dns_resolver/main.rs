@@ -12,6 +12,8 @@ mod limit;
 mod line;
 mod polar;
 mod policy;
+#[path = "../support/ports.rs"]
+mod ports;
 mod programs;
 mod properties;
 mod recorder;

@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     fake::{Fake, answer, response},
+    ports::free,
     support::{DEVELOPER, Lab, addresses, config, forward, query_edns, udp_within},
 };
 
@@ -47,7 +48,7 @@ struct Polar {
 
 impl Polar {
     async fn start(package: &Path) -> Self {
-        let addr = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket").local_addr().expect("address");
+        let addr = free();
         let dir = tempfile::tempdir().expect("a directory");
         let own = dir.path().join("polardns");
         fs::create_dir(&own).expect("a directory");

@@ -10,7 +10,10 @@ use std::{
 use gateway::dns::clock;
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 
-use crate::support::{BOTH, DEVELOPER, Lab, a, addresses, config, forward, query_edns, udp};
+use crate::{
+    ports::free,
+    support::{BOTH, DEVELOPER, Lab, a, addresses, config, forward, query_edns, udp},
+};
 
 const WEB: &str = "web.shop.svc.cluster.local";
 
@@ -48,11 +51,7 @@ pub struct Unbound {
 
 impl Unbound {
     pub async fn start() -> Option<Self> {
-        let addr = {
-            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
-            socket.local_addr().expect("address")
-        };
-        Self::start_with(addr, "").await
+        Self::start_with(free(), "").await
     }
 
     /// With more lines in its `server:` section.

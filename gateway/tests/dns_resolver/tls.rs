@@ -11,6 +11,7 @@ use gateway::dns::{DnsConfig, DnsError, ForwardRule, Resolver, Upstream, upstrea
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 
 use crate::{
+    ports::free,
     programs::{Unbound, installed},
     support::{Lab, addresses, config},
 };
@@ -44,10 +45,6 @@ impl Certificates {
     fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
-}
-
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("address")
 }
 
 /// Unbound that speaks TLS at `addr`.

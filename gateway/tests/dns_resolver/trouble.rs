@@ -11,6 +11,7 @@ use hickory_proto::{
 
 use crate::{
     fake::{Fake, answer, rcode},
+    ports::free,
     programs::Unbound,
     support::{DEVELOPER, GUEST, Lab, addresses, config, eventually, forward, query, query_edns, tcp, udp, udp_within},
 };
@@ -92,11 +93,10 @@ async fn with_no_server_well_names_that_were_known_go_on_and_new_ones_fail() {
 
 #[tokio::test]
 async fn a_server_that_fails_is_made_up_for_by_one_that_does_not_and_so_is_one_that_will_not_speak_tcp() {
-    let addr = || std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket").local_addr().expect("address");
-    let Some(failing) = Unbound::start_with(addr(), "  local-zone: \"example.org.\" always_refuse\n").await else {
+    let Some(failing) = Unbound::start_with(free(), "  local-zone: \"example.org.\" always_refuse\n").await else {
         return;
     };
-    let Some(deaf) = Unbound::start_with(addr(), "  do-tcp: no\n").await else { return };
+    let Some(deaf) = Unbound::start_with(free(), "  do-tcp: no\n").await else { return };
     let Some(good) = Unbound::start().await else { return };
     let both = lab(&[failing.addr, deaf.addr, good.addr]).await;
     assert_eq!(seen(&both, NAME).await.1, GOOD);
